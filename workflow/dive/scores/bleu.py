@@ -1,7 +1,8 @@
-"""Corpus BLEU (Papineni et al., 2002) with pycocoevalcap's constants, from statistics that add up over reports.
+"""Corpus BLEU (Papineni et al., 2002) with pycocoevalcap's constants, from statistics that add up.
 
-The library hardly moves BLEU-4, the tokenisation moves it by a factor of 1.7, so every result names it: the headline
-score reads lower-cased text with separated punctuation, ``bleu4_raw`` cased text split at white space.
+The library hardly moves BLEU-4, the tokenisation moves it by a factor of 1.7, so every result names it:
+the headline score reads lower-cased text with separated punctuation, ``bleu4_raw`` cased text split at
+white space.
 """
 
 import re
@@ -53,8 +54,8 @@ def _count(tokens: list[str]) -> Counter:
 def bleu_statistics(hypothesis: str, reference: str, tokenise: Tokenise = separated_tokens) -> np.ndarray:
     """Return the ten additive numbers of one report, int64 (10,), in the order of ``STATISTICS``.
 
-    match_n are the clipped n-gram matches, guess_n the hypothesis' n-grams. The sum of rows over any (re)sample of
-    reports gives that sample's corpus BLEU by :func:`bleu_from_statistics`.
+    match_n are the clipped n-gram matches, guess_n the hypothesis' n-grams. The sum of rows over any
+    (re)sample of reports gives that sample's corpus BLEU by :func:`bleu_from_statistics`.
     """
     hypothesis_tokens, reference_tokens = tokenise(hypothesis), tokenise(reference)
     statistics = np.zeros(2 * ORDER + 2, dtype=np.int64)
