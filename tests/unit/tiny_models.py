@@ -1,0 +1,293 @@
+"""Random, untrained backbones of the real transformers classes, small enough for tests.
+
+Each is a folder as ``save_pretrained`` leaves it (model, tokenizer with chat template, image processor), so that tests
+load it by the code that loads MedGemma and Lingshu. The shapes are chosen to be awkward where the real ones are: Gemma 3
+has heads * head_dim != width and a sliding window shorter than a prompt, Qwen pads with a token that also ends
+generation.
+"""
+
+from pathlib import Path
+
+import torch
+
+FAMILIES = ("gemma3", "qwen2_5_vl")
+INSTRUCTION = "Write the findings."
+
+REPORTS = [
+    "The heart is enlarged. Small left pleural effusion. No pneumothorax.",
+    "Lungs are clear. No effusion or pneumothorax. Normal heart size.",
+    "Right lower lobe consolidation, concerning for pneumonia.",
+    "Mild pulmonary edema with moderate cardiomegaly. Bilateral effusions.",
+    "Left chest tube in place. Small apical pneumothorax remains.",
+]
+
+GEMMA_TEMPLATE = """{{ bos_token }}
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}{%- set role = 'model' -%}
+    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' }}
+    {%- if message['content'] is string -%}{{ message['content'] | trim }}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"""
+
+CHATML_TEMPLATE = """{%- for message in messages -%}
+    {%- if loop.first and message['role'] != 'system' -%}
+        {{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+    {%- endif -%}
+    {{ '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message['content'] is string -%}{{ message['content'] }}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}{{ IMAGE }}
+            {%- elif item['type'] == 'text' -%}{{ item['text'] }}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
+QWEN_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'")
+LLAVA_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<image>'")
+
+# The first ids, in this order: what the real tokenizers reserve.
+SPECIAL = {
+    "gemma3": ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
+               "<end_of_image>", "<image_soft_token>"],
+    "qwen2_5_vl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+                   "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"],
+    "llava": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"],
+}  # fmt: skip
+
+
+def tokenizer(family: str):
+    """Byte-level BPE learned from ``REPORTS``, with the family's special tokens and chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = SPECIAL[family]
+    core.train_from_iterator(
+        [*REPORTS, INSTRUCTION, "system user assistant model You are a helpful assistant.\n"] * 2,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if family == "gemma3":
+        from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core,
+            pad_token="<pad>",
+            eos_token="<eos>",
+            bos_token="<bos>",
+            unk_token="<unk>",
+            extra_special_tokens={
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "image_token": "<image_soft_token>",
+            },
+            chat_template=GEMMA_TEMPLATE,
+        )
+    from transformers.models.qwen2.tokenization_qwen2_fast import Qwen2TokenizerFast
+
+    return Qwen2TokenizerFast(
+        tokenizer_object=core,
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[1:],
+        chat_template=QWEN_TEMPLATE if family == "qwen2_5_vl" else LLAVA_TEMPLATE,
+    )
+
+
+def _gemma3(ids: dict[str, int], vocabulary: int):
+    from transformers.models.gemma3.configuration_gemma3 import Gemma3Config
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3ForConditionalGeneration
+
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,  # 4 * 12 != 32, as 8 * 256 != 2560
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "max_position_embeddings": 2048,
+            "pad_token_id": ids["<pad>"],
+            "eos_token_id": [ids["<eos>"], ids["<end_of_turn>"]],
+            "bos_token_id": ids["<bos>"],
+        },
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 12,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=ids["<start_of_image>"],
+        eoi_token_index=ids["<end_of_image>"],
+        image_token_index=ids["<image_soft_token>"],
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+def _qwen2_5_vl(ids: dict[str, int], vocabulary: int):
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 6,
+            "spatial_merge_size": 2,
+            "window_size": 24,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": 32,
+        },
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _llava(ids: dict[str, int], vocabulary: int):
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.llama.configuration_llama import LlamaConfig
+    from transformers.models.llava.configuration_llava import LlavaConfig
+    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=2048,
+                bos_token_id=ids["<|endoftext|>"],
+                eos_token_id=ids["<|im_end|>"],
+                pad_token_id=ids["<|endoftext|>"],
+            ),
+            vision_config=CLIPVisionConfig(
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=48,
+                patch_size=12,
+            ),
+            image_token_index=ids["<image>"],
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )
+    )
+
+
+def _image_processor(family: str):
+    if family == "gemma3":
+        from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
+
+        return Gemma3ImageProcessor(size={"height": 48, "width": 48}, image_seq_length=4)
+    if family == "qwen2_5_vl":
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+        return Qwen2VLImageProcessor(
+            patch_size=6, merge_size=2, temporal_patch_size=2, min_pixels=24 * 24, max_pixels=48 * 48
+        )
+    from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+
+
+def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.25) -> Path:
+    """Write an untrained backbone of ``family`` (``FAMILIES`` or llava) into ``folder``; same seed, same weights.
+
+    ``scale`` is the standard deviation of every weight matrix: transformers' own 0.02 makes nearly uniform logits,
+    under which differences between two paths through the model would be hard to see.
+    """
+    folder = Path(folder)
+    text = tokenizer(family)
+    ids = {token: text.convert_tokens_to_ids(token) for token in SPECIAL[family]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = {"gemma3": _gemma3, "qwen2_5_vl": _qwen2_5_vl, "llava": _llava}[family](ids, len(text))
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                # A smaller embedding, or a tied head only ever repeats the last token.
+                torch.nn.init.normal_(parameter, std=scale / 2 if "embed_tokens" in name else scale)
+            else:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+                if "post_" in name and family == "gemma3":
+                    parameter.data.add_(1.0)
+    generation = model.generation_config
+    generation.do_sample = False
+    if family == "gemma3":
+        generation.eos_token_id = [ids["<eos>"], ids["<end_of_turn>"]]
+        generation.pad_token_id, generation.bos_token_id = ids["<pad>"], ids["<bos>"]
+    else:
+        generation.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+        generation.pad_token_id = ids["<|endoftext|>"]
+    model.eval().save_pretrained(folder)
+    text.save_pretrained(folder)
+    _image_processor(family).save_pretrained(folder)
+    return folder
+
+
+def settings(folder: str | Path) -> dict:
+    """The slice of config.yaml that describes the backbone in ``folder``."""
+    return {
+        "title": "Tiny",
+        "path": str(folder),
+        "revision": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "instruction": INSTRUCTION,
+        "image": {},
+        "batch": {"vision": 8, "teacher": 3, "generation": 4, "training": 4},
+    }
+
+
+def image(seed: int, size: int = 48):
+    """A grayscale picture of smooth noise, different for each seed."""
+    import numpy as np
+    from PIL import Image
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8)
+    return Image.fromarray(coarse, mode="L").resize((size, size), Image.Resampling.BICUBIC)
