@@ -1,0 +1,297 @@
+"""A frozen vision-language backbone behind one small interface, the same for every family.
+
+Features of images come from a cache; the model sees input embeddings, explicit masks and explicit positions, so that
+left padding, cached prefixes and Qwen's three-dimensional positions need no special case anywhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from dive.backbones.families import family_of, rotary_positions
+from dive.backbones.layers import find_decoder_layers
+from dive.backbones.prompts import Prompt, PromptBuilder
+
+
+class ImageFeatures(NamedTuple):
+    """What the language model sees of one image.
+
+    Attributes:
+        tokens: (n, width), the projected features of its image tokens.
+        grid: (t, h, w) in patches where positions depend on it (Qwen), else None.
+    """
+
+    tokens: torch.Tensor
+    grid: tuple[int, int, int] | None
+
+
+@dataclass
+class Batch:
+    """Left-padded prompts, ready for the model.
+
+    Attributes:
+        embeds: (B, T, width) input embeddings, image features in place.
+        mask: (B, T) bool, True at real tokens.
+        positions: (B, T), or (3, B, T) with M-RoPE.
+        next_position: (B,) position of the token that follows each prompt.
+        token_types: (B, T), 1 at image tokens, where the family wants them.
+    """
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    next_position: torch.Tensor
+    token_types: torch.Tensor | None
+
+
+@dataclass
+class Answers:
+    """Right-padded continuations of prompts: the last prompt token and the report, which predict report and TERM.
+
+    Attributes:
+        ids: (B, A) = last prompt token, y_1 .. y_T; its outputs are at the predicting positions p-1 .. p+T-1.
+        labels: (B, A) = y_1 .. y_T, TERM; -1 where there is none (padding, or the cut end of a report).
+        mask: (B, A) bool, True where a label is.
+        next_position: (B,) position of the first of ``ids``.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    next_position: torch.Tensor
+
+
+class Backbone:
+    """A frozen model with its tokenizer, image processor and prompt builder.
+
+    Args:
+        model: an image-text-to-text model; frozen and put in evaluation mode here.
+        tokenizer: its fast tokenizer, with chat template.
+        instruction: the user's words beside each image.
+        source: folder or hub id (image processor, records).
+        revision: hub revision, or None.
+        image: overrides of the image processor (for example ``max_pixels``).
+
+    Attributes:
+        layers: decoder layers in order, found by probing.
+        term_id: the template's end-of-turn token, the only token that ends a report.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        instruction: str,
+        source: str = "",
+        revision: str | None = None,
+        image: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.source, self.revision, self.image = source, revision, dict(image or {})
+        config = model.config
+        self.width: int = config.get_text_config().hidden_size
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self.image_token_id: int = config.image_token_id
+        self.family = family_of(config.model_type, tokenizer)
+        eos = model.generation_config.eos_token_id
+        self.prompts = PromptBuilder(
+            tokenizer,
+            self.family,
+            self.image_token_id,
+            set(eos if isinstance(eos, list) else [eos]),
+            instruction,
+        )
+        self.term_id = self.prompts.term_id
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        return find_decoder_layers(self.model)
+
+    @cached_property
+    def image_processor(self) -> Any:
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(
+            self.source, revision=self.revision, trust_remote_code=False, use_fast=False, **self.image
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    def new_cache(self) -> Any:
+        """An empty key-value cache with the layer types (sliding or full) of this model."""
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of final normed hidden states (..., width): the frozen output head."""
+        return self.model.get_output_embeddings()(hidden)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> list[ImageFeatures]:
+        """Run the vision tower and the projector on RGB images.
+
+        Returns:
+            One ``ImageFeatures`` an image, on the model's device.
+        """
+        pixels = self.image_processor(images=list(images), return_tensors="pt")
+        arguments = {"pixel_values": pixels["pixel_values"].to(self.device, self.dtype)}
+        grids: list[Any] = [None] * len(images)
+        if self.family.rotary_3d:
+            arguments["image_grid_thw"] = pixels["image_grid_thw"].to(self.device)
+            grids = [tuple(grid) for grid in pixels["image_grid_thw"].tolist()]
+        features = self.model.get_image_features(**arguments)
+        features = getattr(features, "pooler_output", features)  # transformers 5 wraps the tensors
+        return [ImageFeatures(tokens, grid) for tokens, grid in zip(features, grids, strict=True)]
+
+    def _positions(self, prompt: Prompt, features: Mapping[str, ImageFeatures]) -> torch.Tensor:
+        if prompt.positions is None:
+            ids = torch.tensor(prompt.ids)
+            if self.family.rotary_3d:
+                grids = [features[key].grid for key in prompt.images]
+                prompt.positions = rotary_positions(self.model, ids, self.image_token_id, grids)
+            else:
+                prompt.positions = torch.arange(len(ids))
+        return prompt.positions
+
+    def collate(self, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures], part: str = "prompt") -> Batch:
+        """Left-pad prompts and put the image features in.
+
+        Args:
+            prompts: B prompts.
+            features: image features by key.
+            part: ``prompt`` (up to the last prompt token), ``prefix`` (without that token: what training computes
+                without gradient) or ``full`` (report included: the teacher's input).
+        """
+        stops = {
+            "prompt": [p.prompt_length for p in prompts],
+            "prefix": [p.prompt_length - 1 for p in prompts],
+            "full": [len(p.ids) for p in prompts],
+        }[part]
+        longest = max(stops)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        positions = torch.zeros(*([3] if self.family.rotary_3d else []), len(prompts), longest, dtype=torch.long)
+        next_position = torch.zeros(len(prompts), dtype=torch.long)
+        vision = []
+        for row, (prompt, stop) in enumerate(zip(prompts, stops, strict=True)):
+            begin = longest - stop
+            ids[row, begin:] = torch.tensor(prompt.ids[:stop])
+            mask[row, begin:] = True
+            own = self._positions(prompt, features)[..., :stop]
+            positions[..., row, begin:] = own
+            next_position[row] = own.max() + 1
+            vision += [features[key].tokens for key in prompt.images]
+        is_image = ids == self.image_token_id
+        embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0).to(self.device))
+        is_image = is_image.to(self.device)
+        if vision:
+            embeds[is_image] = torch.cat([v.to(self.device, embeds.dtype) for v in vision])
+        return Batch(
+            embeds=embeds,
+            mask=mask.to(self.device),
+            positions=positions.to(self.device),
+            next_position=next_position.to(self.device),
+            token_types=is_image.long() if self.family.token_types else None,
+        )
+
+    def collate_answers(self, prompts: Sequence[Prompt], prefix: Batch) -> Answers:
+        """Right-padded inputs and labels of the steered part, to follow ``collate(..., part="prefix")``."""
+        longest = max(p.n_labels for p in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        labels = torch.full((len(prompts), longest), -1)
+        for row, prompt in enumerate(prompts):
+            begin = prompt.prompt_length - 1
+            ids[row, : prompt.n_labels] = torch.tensor(prompt.ids[begin : begin + prompt.n_labels])
+            labels[row, : prompt.n_labels] = torch.tensor(prompt.labels)
+        labels = labels.to(self.device)
+        return Answers(ids.to(self.device), labels, labels >= 0, prefix.next_position)
+
+    def prefill(self, batch: Batch, cache: Any = None) -> torch.Tensor:
+        """Run collated prompts: final normed hidden states (B, T, width); ``cache`` is filled where given."""
+        arguments: dict[str, Any] = {}
+        if batch.token_types is not None:
+            arguments["token_type_ids"] = batch.token_types
+        return self.model.model(
+            inputs_embeds=batch.embeds,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **arguments,
+        ).last_hidden_state
+
+    def extend(self, ids: torch.Tensor, mask: torch.Tensor, next_position: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Continue cached prompts with text: final normed hidden states (B, A, width); gradients flow.
+
+        Args:
+            ids: (B, A) text tokens; padding lies on the right.
+            mask: (B, T + A) bool over the cached and the new tokens.
+            next_position: (B,) position of the first new token.
+            cache: from ``prefill``; appended in place.
+        """
+        positions = next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        if self.family.rotary_3d:
+            positions = positions.expand(3, -1, -1)
+        return self.model.model(
+            inputs_embeds=self.model.get_input_embeddings()(ids),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def load_backbone(settings: Mapping[str, Any]) -> Backbone:
+    """Load a frozen backbone from a ``save_pretrained`` folder or the hub.
+
+    Weights must be safetensors and no code from the checkpoint is run.
+
+    Args:
+        settings: ``backbones.<name>`` of the config: path, revision, dtype, device, instruction, image.
+
+    Raises:
+        ValueError: device or dtype is not available, or the chat template cannot be used (see ``PromptBuilder``).
+        OSError: nothing loadable at ``path``.
+    """
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    path, revision = settings["path"], settings.get("revision")
+    if Path(path).parts[0] in ("models", "..", "/") and not Path(path).is_dir():
+        raise OSError(f"backbones: no model folder at {path}; build it with snakemake or correct backbones.<name>.path")
+    device = settings.get("device", "auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path, **shared)
+    model = AutoModelForImageTextToText.from_pretrained(
+        path,
+        config=config,
+        dtype=getattr(torch, settings.get("dtype", "float32")),
+        use_safetensors=True,
+        **shared,
+    ).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)
+    return Backbone(
+        model,
+        tokenizer,
+        settings["instruction"],
+        source=str(path),
+        revision=revision,
+        image=settings.get("image"),
+    )
