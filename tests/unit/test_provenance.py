@@ -1,0 +1,105 @@
+"""The code version changes with what would run differently, and with nothing else."""
+
+from pathlib import Path
+
+import pytest
+from dive import provenance
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of three modules: the script imports ``loss``, which imports ``maths`` inside a function."""
+    package = tmp_path / "workflow" / "dive"
+    files = {
+        "scripts/train.py": "from dive.steering.loss import loss\nloss()\n",
+        "workflow/dive/__init__.py": "",
+        "workflow/dive/steering/__init__.py": "",
+        "workflow/dive/steering/loss.py": (
+            '"""Losses."""\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from dive import hints\n\n\n'
+            'def loss():\n    """Sum."""\n    from dive import maths  # late\n\n    return maths.add("""a\n\n  b""")\n'
+        ),
+        "workflow/dive/maths.py": "def add(x):\n    return x  # as it is: ä\n",
+        "workflow/dive/hints.py": "A = 1\n",
+        "workflow/dive/steering/live.py": "from . import loss\nfrom .. import maths\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def version_after(path: Path, old: str, new: str, *files: str) -> str:
+    """Version of ``files`` once ``old`` has become ``new`` in ``path``, as a fresh process would compute it."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return fresh(*files)
+
+
+def fresh(*files: str) -> str:
+    for cached in (provenance._module_file, provenance._imports, provenance._essence):
+        cached.cache_clear()
+    return provenance.code_version(*files)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("workflow/dive/steering/loss.py", '"""Losses."""', '"""What is minimised.\n\nAt length. # no comment\n"""'),
+        ("workflow/dive/steering/loss.py", '    """Sum."""\n', ""),
+        ("workflow/dive/steering/loss.py", "  # late\n", "\n\n    # a line of its own\n"),
+        ("workflow/dive/maths.py", "  # as it is: ä", "   "),
+        ("workflow/dive/hints.py", "A = 1", "A = 2"),
+        ("workflow/dive/steering/live.py", "import maths", "import hints"),
+    ],
+)
+def test_comments_docstrings_and_strangers_do_not_count(project: Path, file: str, old: str, new: str) -> None:
+    before = fresh("scripts/train.py")
+    assert version_after(project / file, old, new, "scripts/train.py") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("scripts/train.py", "loss()", "loss() or loss()"),
+        ("workflow/dive/maths.py", "return x", "return x + 1"),
+        ("workflow/dive/steering/loss.py", "a\n\n  b", "a\n  b"),
+        ("workflow/dive/steering/loss.py", "a\n\n  b", "a\n \n  b"),
+        ("workflow/dive/steering/__init__.py", "", "import dive.hints"),
+    ],
+)
+def test_code_counts_wherever_an_import_leads(project: Path, file: str, old: str, new: str) -> None:
+    before = fresh("scripts/train.py")
+    assert version_after(project / file, old, new, "scripts/train.py") != before
+
+
+def test_relative_imports_and_a_method_by_name(project: Path) -> None:
+    files = ("scripts/train.py", *provenance.module_of({"module": "live"}))
+    assert fresh(*files) != fresh("scripts/train.py")
+    before = fresh("dive.steering.live")
+    assert version_after(project / "workflow/dive/maths.py", "return x", "return 2 * x", "dive.steering.live") != before
+
+
+def test_prompts_name_no_module() -> None:
+    assert provenance.module_of({"kind": "prompt"}) == ()
+
+
+def test_an_absent_script_is_named(project: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"scripts/absent\.py"):
+        fresh("scripts/absent.py")
+
+
+def test_the_same_under_every_module_of_this_package() -> None:
+    """Taking comments and docstrings out never breaks a real module: what is left still compiles, save empty bodies."""
+    for path in provenance.PACKAGE.rglob("*.py"):
+        provenance._essence(path)
+
+
+def test_a_record_names_no_machine() -> None:
+    record = provenance.record("dive.files", {"root": "/data/secret/mimic-cxr", "sizes": [1, None]})
+    assert record["settings"] == {"root": "mimic-cxr", "sizes": [1, None]}
+    assert record["code"] == provenance.code_version("dive.files")
+    assert {"python", "numpy", "torch", "transformers"} <= set(record["packages"])

@@ -1,0 +1,198 @@
+"""Which code made a result: a version by content, and the record that every result carries.
+
+Snakemake would rerun a rule when its script's modification time changes (a ``touch`` would cost hours) and would not
+see a changed module that the script imports. A rule therefore has ``code_version("scripts/<rule>.py")`` among its
+``params``: it changes with what the interpreter would run differently, and with nothing else.
+"""
+
+import ast
+import hashlib
+import io
+import os
+import platform
+import tokenize
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+PROJECT = PACKAGE.parent.parent
+# Packages whose version can change a number in a result.
+PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "rouge-score", "tokenizers", "torch", "transformers")
+
+
+def code_version(*files: str) -> str:
+    """Hash of scripts and modules and of every module of this project that they import, transitively.
+
+    Imports are found in the syntax tree, those inside functions included; ``if TYPE_CHECKING:`` blocks are skipped.
+    The hash is over the source text without comments, docstrings and blank lines, which is the same text under every
+    version of Python (a dump of the syntax tree is not).
+
+    Args:
+        files: scripts, relative to the project's folder (``scripts/split.py``), or modules (``dive.steering.live``).
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a script or module does not exist.
+    """
+    seen: dict[str, Path] = {}
+    waiting = [_locate(file) for file in files]
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
+        if name not in seen:
+            seen[name] = path
+            waiting.extend(_imports(path))
+    digest = hashlib.sha256()
+    for name in sorted(seen):
+        if text := _essence(seen[name]):
+            digest.update(f"{name}\0{text}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def module_of(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """The module that a method's settings name: ``{"module": "live"}`` gives ``("dive.steering.live",)``.
+
+    Such a module is loaded by name, so no import leads to it; methods without one (prompts) give an empty tuple.
+    """
+    return (f"dive.steering.{method['module']}",) if method.get("module") else ()
+
+
+def record(module: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a result: the code's version, the versions of the packages, the slice of the configuration.
+
+    Nothing in it depends on the machine or the hour, so that equal runs leave equal files: of an absolute path only
+    the last part is kept.
+
+    Args:
+        module: the module that makes the result; callers pass ``__name__``.
+        settings: the slice of the configuration that the result depends on.
+
+    Returns:
+        ``{"code": ..., "packages": {name: version}, "settings": ...}``, ready for JSON.
+    """
+    packages = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"code": code_version(module), "packages": packages, "settings": _portable(settings)}
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and os.path.isabs(value)):
+        return os.path.basename(value)
+    return value
+
+
+def _locate(file: str) -> Path:
+    path = PROJECT / file if file.endswith(".py") else _module_file(file)
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"code_version: no script or module {file!r} in this project")
+    return path
+
+
+@cache
+def _module_file(module: str) -> Path | None:
+    """The source of a module of this project; None for a name that is none (a function, another package)."""
+    first, *rest = module.split(".")
+    if first != PACKAGE.name:
+        return None
+    base = PACKAGE.joinpath(*rest)
+    for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    """Files of this project that ``path`` imports directly, the packages on the way to them included."""
+    names: list[str] = []
+    for node in _executed(ast.parse(path.read_bytes(), filename=str(path))):
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(PACKAGE.parent).with_suffix("").parts[: -node.level]
+                base = ".".join([*package, *([node.module] if node.module else [])])
+            names.append(base)
+            # `from dive.data import splits` names a module, `from dive.data.splits import check_root` a function.
+            names.extend(f"{base}.{alias.name}" for alias in node.names)
+    parts = [name.split(".") for name in names]
+    prefixes = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
+    return tuple(file for name in sorted(prefixes) if (file := _module_file(name)) is not None)
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below ``node`` but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from _executed(other)
+            continue
+        yield child
+        yield from _executed(child)
+
+
+@cache
+def _essence(path: Path) -> str:
+    """Source text without comments, docstrings, trailing blanks and blank lines; long strings stay as they are."""
+    source = path.read_bytes()
+    lines = source.splitlines(keepends=True)
+    tree = ast.parse(source, filename=str(path))
+    literal: set[int] = set()  # lines whose end lies inside a string: blanks there are content
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+        )
+        if is_text and node.end_lineno > node.lineno:
+            literal.update(range(node.lineno, node.end_lineno))
+    cuts = [*_docstrings(tree), *_comments(source, lines)]
+    # From the last to the first, so that earlier positions stay valid.
+    for line, start, end_line, end in sorted(cuts, reverse=True):
+        literal.difference_update(range(line, end_line))
+        for between in range(line, end_line - 1):
+            lines[between] = b"\n"
+        if line == end_line:
+            lines[line - 1] = lines[line - 1][:start] + lines[line - 1][end:]
+        else:
+            lines[line - 1] = lines[line - 1][:start] + b"\n"
+            lines[end_line - 1] = b" " * start + lines[end_line - 1][end:]
+    kept = [
+        text if number in literal else text.rstrip() + b"\n"
+        for number, text in enumerate(lines, start=1)
+        if number in literal or text.strip()
+    ]
+    return b"".join(kept).decode("utf-8")
+
+
+def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int, int, int]]:
+    """Line (from 1) and byte column of start and end of every docstring."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+            continue
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            yield first.lineno, first.col_offset, first.end_lineno, first.end_col_offset
+
+
+def _comments(source: bytes, lines: list[bytes]) -> Iterator[tuple[int, int, int, int]]:
+    """The same of every comment; the tokenizer counts characters, so its columns are turned into bytes."""
+    for token in tokenize.tokenize(io.BytesIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line, column = token.start
+            text = lines[line - 1].decode("utf-8")
+            start = len(text[:column].encode())
+            yield line, start, line, start + len(token.string.encode())
