@@ -99,7 +99,11 @@ def test_the_same_under_every_module_of_this_package() -> None:
 
 
 def test_a_record_names_no_machine() -> None:
-    record = provenance.record("dive.files", {"root": "/data/secret/mimic-cxr", "sizes": [1, None]})
-    assert record["settings"] == {"root": "mimic-cxr", "sizes": [1, None]}
-    assert record["code"] == provenance.code_version("dive.files")
+    record = provenance.record(dataset={"root": "/data/secret/mimic-cxr", "sizes": (1, None)})
+    assert record["settings"] == {"dataset": {"root": "mimic-cxr", "sizes": [1, None]}}
     assert {"python", "numpy", "torch", "transformers"} <= set(record["packages"])
+
+
+def test_a_record_carries_the_version_of_the_module_that_asks() -> None:
+    names = {"__name__": "dive.files", "record": provenance.record}
+    assert eval("record()", names)["code"] == provenance.code_version("dive.files")

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import platform
+import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -62,15 +63,14 @@ def module_of(method: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"dive.steering.{method['module']}",) if method.get("module") else ()
 
 
-def record(module: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def record(**settings: Any) -> dict[str, Any]:
     """What made a result: the code's version, the versions of the packages, the slice of the configuration.
 
     Nothing in it depends on the machine or the hour, so that equal runs leave equal files: of an absolute path only
-    the last part is kept.
+    the last part is kept. The code's version is that of the module which calls this.
 
     Args:
-        module: the module that makes the result; callers pass ``__name__``.
-        settings: the slice of the configuration that the result depends on.
+        settings: the slices of the configuration that the result depends on, each under its name.
 
     Returns:
         ``{"code": ..., "packages": {name: version}, "settings": ...}``, ready for JSON.
@@ -81,7 +81,9 @@ def record(module: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"code": code_version(module), "packages": packages, "settings": _portable(settings)}
+    maker = sys._getframe(1).f_globals["__name__"]
+    code = code_version(maker) if maker.startswith(f"{PACKAGE.name}.") else None
+    return {"code": code, "packages": packages, "settings": _portable(settings)}
 
 
 def _portable(value: Any) -> Any:
