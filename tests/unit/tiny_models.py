@@ -1,9 +1,9 @@
 """Random, untrained backbones of the real transformers classes, small enough for tests.
 
-Each is a folder as ``save_pretrained`` leaves it (model, tokenizer with chat template, image processor), so that
-tests load it by the code that loads MedGemma and Lingshu. The shapes are chosen to be awkward where the real ones
-are: Gemma 3 has heads * head_dim != width and a sliding window shorter than a prompt, Qwen pads with a token that
-also ends generation.
+Each is a folder as ``save_pretrained`` leaves it (model, tokenizer with chat template, image processor), so
+that tests load it by the code that loads MedGemma and Lingshu. The shapes are chosen to be awkward where
+the real ones are: Gemma 3 has heads * head_dim != width and a sliding window shorter than a prompt, Qwen
+pads with a token that also ends generation.
 """
 
 from pathlib import Path
@@ -237,7 +237,8 @@ def _image_processor(family: str):
 
 
 def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.25) -> Path:
-    """Write an untrained backbone of ``family`` (``FAMILIES`` or llava) into ``folder``; a seed fixes the weights.
+    """Write an untrained backbone of ``family`` (``FAMILIES`` or llava) into ``folder``; a seed fixes the
+    weights.
 
     ``scale`` is the standard deviation of every weight matrix: transformers' own 0.02 makes nearly uniform
     logits, under which differences between two paths through the model would be hard to see.
