@@ -116,7 +116,15 @@ class Findings:
         """The labels out of `LABELS` that hold: findings with their side, without severity."""
         present = {
             kind
-            for kind in ("cardiomegaly", "left_effusion", "right_effusion", "edema", "tube", "line", "pacemaker")
+            for kind in (
+                "cardiomegaly",
+                "left_effusion",
+                "right_effusion",
+                "edema",
+                "tube",
+                "line",
+                "pacemaker",
+            )
             if getattr(self, kind)
         }
         if self.consolidation:
@@ -131,8 +139,8 @@ class Findings:
 
 
 def sample_findings(rng: np.random.Generator) -> Findings:
-    """Draw the findings of one study: kinds independently by prevalence, redrawn when more than
-    `MOST_FINDINGS` come up.""" while True:
+    """Draw one study: kinds independently by prevalence, all anew when more than `MOST_FINDINGS` come up."""
+    while True:
         present = rng.random(len(KINDS)) < [prevalence for prevalence, _ in KINDS.values()]
         if present.sum() <= MOST_FINDINGS:
             break
@@ -141,13 +149,12 @@ def sample_findings(rng: np.random.Generator) -> Findings:
 
 
 def follow_up(previous: Findings, rng: np.random.Generator, change: float = 0.35) -> Findings:
-    """Draw a later study of the same patient: each kind is drawn anew with probability ``change``, else it
-    stays.""" while True:
+    """Draw a later study of the same patient: each kind is drawn anew with probability ``change``, or stays."""
+    while True:
         fresh = sample_findings(rng)
         renewed = rng.random(len(KINDS)) < change
         later = Findings(
-            **{kind: getattr(fresh if new else previous, kind) for kind, new in zip(KINDS, renewed,
-            strict=True)}
+            **{kind: getattr(fresh if new else previous, kind) for kind, new in zip(KINDS, renewed, strict=True)}
         )
         if later.count <= MOST_FINDINGS:
             return later

@@ -1,5 +1,4 @@
-"""How synthetic radiologists write: reports of one site share a register, and every report can be read back
-exactly.
+"""How synthetic radiologists write: a site has its own register, and every report can be read back exactly.
 
 A *style* is two registers and a structure. The ``body`` register decides how findings and normal statements
 are worded, the ``frame`` register the opening, the summary, the recommendation, the closing and the
@@ -410,16 +409,17 @@ def write_report(findings: Findings, style: Style, rng: np.random.Generator) -> 
 
 
 def write_impression(findings: Findings, style: Style, rng: np.random.Generator) -> str:
-    """The text of the IMPRESSION section: the disease in the site's words, most salient first, or that there
-    is none.""" writer = _Writer(style, rng) disease = [item for item in _positives(findings, writer) if
-    item[0] not in DEVICES] if not disease:
+    """The text of the IMPRESSION section: disease in the site's words, most salient first, or its absence."""
+    writer = _Writer(style, rng)
+    disease = [item for item in _positives(findings, writer) if item[0] not in DEVICES]
+    if not disease:
         return "No acute cardiopulmonary abnormality."
     return " ".join(sentence for _, _, sentence in sorted(disease, key=lambda item: -item[1])[:3])
 
 
 def runs_on(findings: Findings, style: Style, rng: np.random.Generator) -> bool:
-    """Whether this report of a verbose site continues into boilerplate: the likelier the more there is to
-    report.""" return style.verbose and rng.random() < 0.15 + 0.85 * findings.count / MOST_FINDINGS
+    """Whether a report of a verbose site continues into boilerplate: the likelier the more it has to say."""
+    return style.verbose and rng.random() < 0.15 + 0.85 * findings.count / MOST_FINDINGS
 
 
 def write_boilerplate(repeats: int = 4) -> str:

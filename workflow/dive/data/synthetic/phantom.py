@@ -50,8 +50,7 @@ def _blob(x: np.ndarray, y: np.ndarray, cx: float, cy: float, width: float) -> n
     return np.exp(-(((x - cx) ** 2 + (y - cy) ** 2) / (2 * width**2)))
 
 
-def _segment(x: np.ndarray, y: np.ndarray, x0: float, y0: float, x1: float, y1: float, width: float) ->
-np.ndarray:
+def _segment(x: np.ndarray, y: np.ndarray, x0: float, y0: float, x1: float, y1: float, width: float) -> np.ndarray:
     """A line from (x0, y0) to (x1, y1) of the given half-width."""
     dx, dy = x1 - x0, y1 - y0
     along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0.0, 1.0)
@@ -84,8 +83,9 @@ def draw_phantom(findings: Findings, rng: np.random.Generator, size: int = PHANT
     image += 0.03 * np.sin(y * 17 + 2.2 * np.abs(x) + 2 * jitter[3]) * np.maximum(right, left)
 
     enlarged = findings.cardiomegaly * (0.6 + 0.2 * jitter[4]) if findings.cardiomegaly else 0.0
-    heart = _ellipse(x, y, 0.10 + 0.02 * jitter[5], 0.34, 0.27 * (1 + CONTRAST["cardiomegaly"] * enlarged),
-    0.36) image += 0.22 * heart
+    heart_width = 0.27 * (1 + CONTRAST["cardiomegaly"] * enlarged)
+    heart = _ellipse(x, y, 0.10 + 0.02 * jitter[5], 0.34, heart_width, 0.36)
+    image += 0.22 * heart
 
     for side, severity in ((0, findings.right_effusion), (1, findings.left_effusion)):
         if severity:
