@@ -170,9 +170,9 @@ def generate_reports(
 
             stack.callback(attach(loaded.model, adapter).detach)
         Path(partial).parent.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(open(partial, "a" if done else "w", encoding="utf-8"))
-        if not done:
-            file.write(json.dumps(made_by) + "\n")
+        # Written anew on a resume: the kill may have cut its last line.
+        file = stack.enter_context(open(partial, "w", encoding="utf-8"))
+        file.writelines(json.dumps(line) + "\n" for line in [made_by, *([uid, *row] for uid, row in done.items())])
         for begin in progress(range(0, len(order), size), "decoding batches"):
             batch = order[begin : begin + size]
             reports = decode_batch(loaded, [prompts[i] for i in batch], features, decoding["max_new_tokens"])
