@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import open_image
-from PIL import Image
-
 from tests.unit import tiny_models
 
 FAMILIES = [*tiny_models.FAMILIES, "llava"]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+
 from dive.backbones.loading import load_backbone
 from dive.generation import _fingerprint, _read_partial, decode
-
 from tests.unit import tiny_models
 
 LIMIT = 24

@@ -1,11 +1,11 @@
 """Prompts: equal to the processor class where that loads, and exact about where the report lies."""
 
 import pytest
-from dive.backbones.loading import load_backbone
-from dive.backbones.prompts import PromptBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dive.backbones.loading import load_backbone
+from dive.backbones.prompts import PromptBuilder
 from tests.unit import tiny_models
 
 FAMILIES = [*tiny_models.FAMILIES, "llava"]

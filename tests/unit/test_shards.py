@@ -9,7 +9,7 @@ from dive.files import atomic_path, sha256
 from dive.shards import ShardError, Shards, ShardWriter
 
 
-def write(folder, n=5, shard_bytes=100):
+def write(folder, n=5, shard_bytes=90):
     with ShardWriter(folder, {"made": "by a test"}, shard_bytes) as writer:
         for i in range(n):
             writer.add(f"patient{i}/study1", torch.full((3, 4), float(i)), grid=[1, i, i])
@@ -19,7 +19,7 @@ def test_tensors_come_back_from_several_shards(tmp_path):
     write(tmp_path / "cache")
     shards = Shards(tmp_path / "cache")
     assert list(shards) == [f"patient{i}/study1" for i in range(5)]
-    assert len(shards.manifest["shards"]) == 3  # 48 bytes each, closed at 100
+    assert len(shards.manifest["shards"]) == 3  # 48 bytes each, closed at 90
     for i, key in enumerate(shards):
         assert torch.equal(shards[key], torch.full((3, 4), float(i)))
         assert shards.notes(key)["grid"] == [1, i, i]
