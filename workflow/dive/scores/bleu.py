@@ -43,7 +43,7 @@ def raw_tokens(text: str) -> list[str]:
     return text.split()
 
 
-def _count(tokens: list[str]) -> Counter:
+def count_ngrams(tokens: list[str]) -> Counter:
     """Count the n-grams of 1 to ORDER tokens; n-grams are tuples, so orders cannot collide."""
     counts: Counter = Counter()
     for n in range(1, ORDER + 1):
@@ -59,8 +59,8 @@ def bleu_statistics(hypothesis: str, reference: str, tokenise: Tokenise = separa
     """
     hypothesis_tokens, reference_tokens = tokenise(hypothesis), tokenise(reference)
     statistics = np.zeros(2 * ORDER + 2, dtype=np.int64)
-    allowed = _count(reference_tokens)
-    for ngram, count in _count(hypothesis_tokens).items():
+    allowed = count_ngrams(reference_tokens)
+    for ngram, count in count_ngrams(hypothesis_tokens).items():
         statistics[len(ngram) - 1] += min(count, allowed[ngram])
     for n in range(1, ORDER + 1):
         statistics[ORDER + n - 1] = max(0, len(hypothesis_tokens) - n + 1)
@@ -84,9 +84,7 @@ def bleu_from_statistics(total: np.ndarray, n: int = ORDER) -> np.ndarray:
     """
     total = np.asarray(total, dtype=np.float64)
     if not 1 <= n <= ORDER or total.shape[-1] != 2 * ORDER + 2:
-        raise ValueError(
-            f"BLEU needs n in 1..{ORDER} and {2 * ORDER + 2} statistics, not n={n}, shape {total.shape}"
-        )
+        raise ValueError(f"BLEU needs n in 1..{ORDER} and {2 * ORDER + 2} statistics, not n={n}, shape {total.shape}")
     precisions = (total[..., :n] + TINY) / (total[..., ORDER : ORDER + n] + SMALL)
     ratio = (total[..., -2] + TINY) / (total[..., -1] + SMALL)
     brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))

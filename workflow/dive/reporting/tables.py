@@ -1,0 +1,358 @@
+"""The paper's main table: LaTeX with its CSV beside it, and the same table as text for a terminal.
+
+Run as a module it prints the table: ``python -m dive.reporting.tables results/tables/main.csv``.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dive.files import atomic_path, read_json
+
+GROUPS = {
+    "control": "Control",
+    "reference": "Reference",
+    "published": "Published",
+    "ours": "Ours",
+    "ablation": "Ablation",
+}
+"""Groups of rows in the order of the table, with their headings."""
+
+RANKED = ("published", "ours")
+"""Best and second best are marked among these: a control, the teacher or an ablation is no competitor."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table.
+
+    Attributes:
+        name: key in ``summary.json`` and column of the CSV.
+        heading: lines of the heading in LaTeX.
+        text: heading on the terminal.
+        decimals: digits after the point.
+        ranked: whether best and second best are marked (higher is better).
+    """
+
+    name: str
+    heading: tuple[str, ...]
+    text: str
+    decimals: int = 1
+    ranked: bool = True
+
+
+METRICS = (
+    Metric("bleu4", ("BLEU-4",), "BLEU-4"),
+    Metric("rouge_l", ("ROUGE-L",), "ROUGE-L"),
+    Metric("radgraph_f1", ("RadGraph", "F1"), "RadGraph"),
+    Metric("chexbert_f1", ("CheXbert", "F1"), "CheXbert"),
+    Metric("lexicon_label_f1", ("lexicon", "label F1"), "lex.label"),
+    Metric("lexicon_graph_f1", ("lexicon", "graph F1"), "lex.graph"),
+    Metric("stop_rate", ("stop", "rate"), "stop rate", 2, ranked=False),
+    Metric("length_ratio", ("length", "ratio"), "length", 2, ranked=False),
+)
+
+IDENTITY = ("dataset", "dataset_title", "backbone", "backbone_title", "method", "title", "group", "n", "seeds")
+"""Leading columns of the CSV; ``seeds`` is the number of seeds behind mean and sd."""
+
+WIDTH = 120
+"""Columns of a terminal that :func:`format_table` may use."""
+
+Row = dict[str, Any]
+Scores = Mapping[tuple[str, str, str], str]
+
+
+def collect_rows(scores: Scores, layout: Mapping[str, Any]) -> list[Row]:
+    """Read every ``summary.json`` into rows ordered by dataset, backbone, group and the layout's methods.
+
+    Args:
+        scores: (dataset, backbone, method) -> folder of the scores.
+        layout: see :func:`write_tables`.
+
+    Raises:
+        ValueError: if a name is not in the layout, a group is unknown, or two methods of one dataset and
+            backbone were scored on different numbers of studies.
+    """
+    for kind, position in (("datasets", 0), ("backbones", 1), ("methods", 2)):
+        unknown = sorted({key[position] for key in scores} - set(layout[kind]))
+        if unknown:
+            raise ValueError(f"the table's layout does not know the {kind} {', '.join(unknown)}")
+    methods = layout["methods"]
+    for name, method in methods.items():
+        if method["group"] not in GROUPS:
+            raise ValueError(f"methods.{name}.group is {method['group']!r}; the table knows {', '.join(GROUPS)}")
+    ordered = sorted(methods, key=lambda name: list(GROUPS).index(methods[name]["group"]))
+    rows = []
+    for dataset in layout["datasets"]:
+        for backbone in layout["backbones"]:
+            block: list[Row] = []
+            for method in ordered:
+                if (dataset, backbone, method) not in scores:
+                    continue
+                metrics = read_json(Path(scores[dataset, backbone, method]) / "summary.json")["metrics"]
+                row: Row = {
+                    "dataset": dataset,
+                    "dataset_title": layout["datasets"][dataset]["title"],
+                    "backbone": backbone,
+                    "backbone_title": layout["backbones"][backbone]["title"],
+                    "method": method,
+                    "title": methods[method]["title"],
+                    "group": methods[method]["group"],
+                    "n": metrics["bleu4"]["n"],
+                    "seeds": len(metrics["bleu4"]["seeds"]),
+                }
+                for metric in METRICS:
+                    row[metric.name] = metrics[metric.name]["mean"]
+                    row[f"{metric.name}_sd"] = metrics[metric.name]["sd"]
+                block.append(row)
+            sizes = {row["n"] for row in block}
+            if len(sizes) > 1:
+                each = ", ".join(f"{row['method']} {row['n']}" for row in block)
+                raise ValueError(f"{dataset} x {backbone}: methods were scored on different studies ({each})")
+            rows.extend(block)
+    return rows
+
+
+def write_csv(rows: Iterable[Row], path: str) -> None:
+    """Write rows with four decimals; an absent value is an empty cell, never a zero."""
+    columns = [*IDENTITY, *(name for metric in METRICS for name in (metric.name, f"{metric.name}_sd"))]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row[column] for column in columns)
+            writer.writerow(
+                "" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells
+            )
+
+
+def read_csv(path: str) -> list[Row]:
+    """Read what :func:`write_csv` wrote; empty cells become None."""
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        rows: list[Row] = list(csv.DictReader(handle))
+    for row in rows:
+        row["n"], row["seeds"] = int(row["n"]), int(row["seeds"])
+        for metric in METRICS:
+            for name in (metric.name, f"{metric.name}_sd"):
+                row[name] = float(row[name]) if row[name] else None
+    return rows
+
+
+def blocks(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Group rows by (dataset, backbone), in their order."""
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row["dataset"], row["backbone"]), []).append(row)
+    return grouped
+
+
+def marks(block: Iterable[Row]) -> dict[tuple[str, str], str]:
+    """Say which (method, metric) of one block is ``best`` or ``second`` among RANKED methods.
+
+    Values are compared as printed: those that print alike are marked alike. A lone method is not marked.
+    """
+    found = {}
+    for metric in METRICS:
+        values = {
+            row["method"]: round(row[metric.name], metric.decimals)
+            for row in block
+            if metric.ranked and row["group"] in RANKED and row[metric.name] is not None
+        }
+        levels = sorted(set(values.values()), reverse=True)
+        if len(values) < 2:
+            continue
+        for method, value in values.items():
+            if value == levels[0]:
+                found[method, metric.name] = "best"
+            elif value == levels[1] and sum(other == levels[0] for other in values.values()) == 1:
+                found[method, metric.name] = "second"
+    return found
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "×": r"$\times$",  # noqa: RUF001
+    "±": r"$\pm$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "–": "--",  # noqa: RUF001
+    "—": "---",
+    "τ": r"$\tau$",
+    "α": r"$\alpha$",  # noqa: RUF001
+}
+
+
+def escape_latex(text: str) -> str:
+    """Escape plain text for LaTeX, character by character."""
+    return "".join(_LATEX.get(character, character) for character in str(text))
+
+
+def _latex_cell(row: Row, metric: Metric, mark: str | None) -> str:
+    """Two cells: the number, which stays aligned, and its spread."""
+    value, spread = row[metric.name], row[f"{metric.name}_sd"]
+    if value is None:
+        return "&"
+    number = f"{value:.{metric.decimals}f}"
+    number = {"best": rf"\textbf{{{number}}}", "second": rf"\underline{{{number}}}"}.get(mark or "", number)
+    return f"{number}&" if spread is None else rf"{number}&$_{{\pm {spread:.{metric.decimals}f}}}$"
+
+
+def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
+    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own."""
+    seeds = sorted({row["seeds"] for row in rows})
+    sizes = {row["dataset_title"]: row["n"] for row in rows}
+    notes = [
+        f"K = {layout['shots']} demonstrations (image and report). "
+        + "; ".join(f"{title}: n = {n} test studies" for title, n in sizes.items())
+        + ".",
+        f"Mean over {seeds[-1]} seeds, subscript: standard deviation over seeds; rows without one are deterministic."
+        if seeds[-1] > 1
+        else "One seed, so no spread is given.",
+        "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
+        "in-context teacher) and ablations are not ranked, nor are stop rate and length ratio.",
+        "BLEU-4: corpus BLEU, lower-cased text with separated punctuation; ROUGE-L: F, stemmed. Stop rate: "
+        "reports that end by the end-of-turn token. Length ratio: generated to reference words.",
+    ]
+    absent = [metric.text for metric in METRICS if all(row[metric.name] is None for row in rows)]
+    if absent:
+        notes.append(
+            f"{' and '.join(absent)} F1 are empty because their model weights were not given; the lexicon columns "
+            "are rule-based proxies of them and not the same numbers."
+        )
+    for kind in ("datasets", "backbones"):
+        for entry in layout[kind].values():
+            if entry.get("note") and any(row[f"{kind[:-1]}_title"] == entry["title"] for row in rows):
+                notes.append(f"{entry['title']}: {entry['note'].rstrip('.')}.")
+    return [*notes, *layout.get("notes", ())]
+
+
+def latex_table(rows: list[Row], layout: Mapping[str, Any]) -> str:
+    """Render the rows as one ``table`` float; it shrinks to the text width where it is wider."""
+    width = 2 + 2 * len(METRICS)
+    lines = [
+        r"% Needs \usepackage{booktabs} and \usepackage{graphicx}. Made by the workflow; the CSV has the numbers.",
+        r"\begin{table}[tp]",
+        r"\centering",
+        rf"\caption{{{escape_latex(layout.get('caption', 'Chest X-ray report generation.'))}}}",
+        r"\label{tab:main}",
+        r"\smallskip\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        r"\sbox0{%",
+        rf"\begin{{tabular}}{{@{{}}ll*{{{len(METRICS)}}}{{r@{{}}l}}@{{}}}}",
+        r"\toprule",
+    ]
+    # A strut in every line keeps the headings' lines level.
+    stacks = [r"\strut\\".join(metric.heading) for metric in METRICS]
+    heads = [rf"\multicolumn{{2}}{{c}}{{\shortstack{{{stack}\strut}}}}" for stack in stacks]
+    lines.append(" & ".join(["", "", *heads]) + r" \\")
+    for block in blocks(rows).values():
+        marked = marks(block)
+        heading = escape_latex(f"{block[0]['dataset_title']}, {block[0]['backbone_title']}")
+        lines += [
+            r"\midrule",
+            rf"\multicolumn{{{width}}}{{@{{}}l}}{{\textbf{{{heading}}}}} \\",
+            r"\addlinespace[2pt]",
+        ]
+        group = None
+        for row in block:
+            first = row["group"] != group
+            if first and group is not None:
+                lines.append(r"\addlinespace[2pt]")
+            group = row["group"]
+            cells = [_latex_cell(row, metric, marked.get((row["method"], metric.name))) for metric in METRICS]
+            label = rf"\textit{{{GROUPS[group]}}}" if first else ""
+            lines.append(" & ".join([label, escape_latex(row["title"]), *cells]) + r" \\")
+    notes = " ".join(escape_latex(note) for note in table_notes(rows, layout))
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\box0}\else\box0\fi",
+        r"\par\smallskip",
+        rf"\begin{{minipage}}{{\textwidth}}\scriptsize {notes}\end{{minipage}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(scores: Scores, layout: Mapping[str, Any], out_tex: str, out_csv: str) -> None:
+    """Write the main table in LaTeX and its CSV.
+
+    Args:
+        scores: (dataset, backbone, method) -> folder with ``summary.json``.
+        layout: what the table says beside numbers, in the order wanted:
+            ``datasets`` and ``backbones``: name -> {title, note (optional: one sentence on convention, section,
+            training data ...)}; ``methods``: name -> {title, group}; ``shots``: K; ``caption`` and ``notes``
+            (list of sentences): optional.
+        out_tex: the LaTeX table; needs booktabs and graphicx.
+        out_csv: the same numbers with four decimals, one row a method.
+    """
+    rows = collect_rows(scores, layout)
+    if not rows:
+        raise ValueError("no scores were given, so there is no table to write")
+    write_csv(rows, out_csv)
+    with atomic_path(out_tex) as temporary:
+        temporary.write_text(latex_table(rows, layout), encoding="utf-8")
+
+
+def format_table(path: str) -> str:
+    """Render the CSV as text of at most WIDTH columns: ``*`` the best, ``+`` the second best, as in LaTeX."""
+    rows = read_csv(path)
+    columns = [metric for metric in METRICS if any(row[metric.name] is not None for row in rows)]
+    absent = [metric.text for metric in METRICS if metric not in columns]
+    # A blank, a mark, the number, then its spread on the left of a field of its own.
+    fields = [(8, 6) if metric.decimals == 1 else (6, 5) for metric in columns]
+    if sum(map(sum, fields)) > 96:
+        fields = [(7, 5) if metric.decimals == 1 else (6, 5) for metric in columns]
+    room = WIDTH - sum(map(sum, fields))
+    name_width = min(room, max(len(row["title"]) for row in rows) + 1)
+    lines = []
+    for block in blocks(rows).values():
+        marked = marks(block)
+        head = "".join(
+            f"{metric.text:>{number + spread - 2}}  " for metric, (number, spread) in zip(columns, fields, strict=True)
+        )
+        lines.append(f"{block[0]['dataset_title']}, {block[0]['backbone_title']} (n = {block[0]['n']})")
+        lines += [(" " * name_width + head).rstrip(), "-" * (name_width + sum(map(sum, fields)))]
+        group = block[0]["group"]
+        for row in block:
+            if row["group"] != group and not {row["group"], group} <= set(RANKED):
+                lines.append("")
+            group = row["group"]
+            cells = []
+            for metric, (number, spread) in zip(columns, fields, strict=True):
+                value, error = row[metric.name], row[f"{metric.name}_sd"]
+                mark = {"best": "*", "second": "+"}.get(marked.get((row["method"], metric.name), ""), "")
+                shown = "" if value is None else f"{mark}{value:.{metric.decimals}f}"
+                around = "" if error is None else f"±{error:.{metric.decimals}f}"
+                cells.append(f"{shown:>{number}}{around:<{spread}}")
+            lines.append((f"{row['title'][: name_width - 1]:<{name_width}}" + "".join(cells)).rstrip())
+        lines.append("")
+    seeds = max(row["seeds"] for row in rows)
+    if seeds > 1:
+        lines.append(f"Mean ± sd over {seeds} seeds; rows without a spread are deterministic.")
+    lines.append("* best, + second best among published methods and ours.")
+    if absent:
+        lines.append(f"Not measured, their weights were not given: {', '.join(absent)} F1.")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m dive.reporting.tables results/tables/main.csv")
+    sys.stdout.write(format_table(sys.argv[1]))
