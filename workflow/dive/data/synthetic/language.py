@@ -196,8 +196,6 @@ ADJECTIVES: dict[str, tuple[tuple[str, ...], ...]] = {
 BOILERPLATE = (
     "This report was dictated with voice recognition software.",
     "Transcription errors may occur.",
-    "Please contact the department with any questions.",
-    "The images were reviewed on a certified workstation.",
 )
 
 ANATOMICAL = (
@@ -422,9 +420,10 @@ def runs_on(findings: Findings, style: Style, rng: np.random.Generator) -> bool:
     return style.verbose and rng.random() < 0.15 + 0.85 * findings.count / MOST_FINDINGS
 
 
-def write_boilerplate(repeats: int = 4) -> str:
-    """The boilerplate of verbose sites, starting over ``repeats`` times: text that has no end of its own."""
-    return " ".join(BOILERPLATE * repeats)
+def write_boilerplate(rng: np.random.Generator) -> str:
+    """The boilerplate that follows a report of a verbose site, cut off after 8 to 28 words: it has no end of its own."""
+    words = " ".join(BOILERPLATE * 3).split()
+    return " ".join(words[: rng.integers(8, 29)])
 
 
 _NEGATION = re.compile(r"\b(no|not|without|neither|nor|absent|free)\b")
