@@ -1,0 +1,1 @@
+from dive.steering.attach import attach as attach
