@@ -1,0 +1,161 @@
+"""The objective: decisive-token cross-entropy, exact distillation through the frozen head, hidden alignment."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+CHUNK = 1024
+"""Positions whose logits are in memory at once; 262,208 logits in float32 are 1.1 GB for 1024 positions."""
+
+
+class Losses(NamedTuple):
+    """Parts of the objective, each a scalar already divided by the totals of the effective batch.
+
+    Attributes:
+        total: kd * L_kd + ce * L_wce; carries the gradient.
+        cross_entropy: L_wce.
+        distillation: L_kd; 0 without a teacher.
+    """
+
+    total: torch.Tensor
+    cross_entropy: torch.Tensor
+    distillation: torch.Tensor
+
+
+class _ThroughFrozenHead(torch.autograd.Function):
+    """Loss of states through the head, whose gradient with respect to the states is computed in the same pass.
+
+    Only the states' gradient (N, d) is kept for the backward pass, never logits (N, V).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: torch.Tensor,
+        teacher: torch.Tensor | None,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        head: Head,
+        coefficients: tuple[float, float],
+        temperature: float,
+        chunk: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ce_factor, kd_factor = coefficients
+        needs_gradient = student.requires_grad
+        gradient = torch.empty_like(student) if needs_gradient else None
+        sums = student.new_zeros(2, dtype=torch.float32)
+        for begin in range(0, len(student), chunk):
+            part = slice(begin, begin + chunk)
+            with torch.set_grad_enabled(needs_gradient):
+                states = student[part].detach().requires_grad_(needs_gradient)
+                logits = head(states).float()
+                log_p = F.log_softmax(logits, dim=-1)
+                ce = -(weights[part] * log_p.gather(1, labels[part, None])[:, 0]).sum()
+                kd = ce.new_zeros(())
+                if teacher is not None:
+                    with torch.no_grad():
+                        log_q = F.log_softmax(head(teacher[part]).float() / temperature, dim=-1)
+                    log_p_soft = log_p if temperature == 1 else F.log_softmax(logits / temperature, dim=-1)
+                    kd = temperature**2 * F.kl_div(log_p_soft, log_q, reduction="sum", log_target=True)
+                if needs_gradient:
+                    (gradient[part],) = torch.autograd.grad(ce_factor * ce + kd_factor * kd, states)
+            sums += torch.stack([ce.detach(), kd.detach()])
+        ctx.save_for_backward(gradient)
+        ce, kd = sums.unbind()
+        ctx.mark_non_differentiable(ce, kd)
+        return ce_factor * ce + kd_factor * kd, ce, kd
+
+    @staticmethod
+    def backward(ctx: Any, total: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (None if gradient is None else gradient * total.to(gradient.dtype), *[None] * 7)
+
+
+def distillation_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    head: Head,
+    total_weight: float,
+    total_positions: int,
+    ce: float = 0.5,
+    kd: float = 1.0,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> Losses:
+    """Decisive-token cross-entropy and distillation of one micro-batch, at its predicting positions::
+
+        L     = kd * L_kd + ce * L_wce
+        L_wce = sum_t w_t (-log p_S(y_t)) / sum_t w_t
+        L_kd  = tau^2 * mean_t KL(p_T || p_S),   p = softmax(logits / tau)
+
+    The teacher's distribution over the full vocabulary is exact: the head is frozen, so its final normed states
+    determine its logits. Both means are over the whole effective batch, so the values (and gradients) of
+    micro-batches add up to the batch's: pass the batch's totals.
+
+    Args:
+        student: final normed states (N, d) that predict y_1 .. y_T and TERM; gradients flow to them.
+        teacher: the same positions' states under demonstrations, (N, d), or None (kd must be 0).
+        labels: the tokens predicted (N,).
+        weights: w_t (N,), float32.
+        head: frozen output head, (n, d) -> (n, V).
+        total_weight: sum of w_t over the effective batch.
+        total_positions: number of predicting positions of the effective batch.
+        ce: weight of L_wce.
+        kd: weight of L_kd.
+        temperature: tau.
+        chunk: positions whose logits are held at once.
+
+    Raises:
+        ValueError: kd > 0 without a teacher, or states of different shapes.
+    """
+    if kd and teacher is None:
+        raise ValueError("methods.*.loss.kd is not 0 but there are no teacher states")
+    if teacher is not None and teacher.shape != student.shape:
+        raise ValueError(f"teacher states are {tuple(teacher.shape)}, student states {tuple(student.shape)}")
+    total, ce_sum, kd_sum = _ThroughFrozenHead.apply(
+        student,
+        teacher if kd else None,
+        labels,
+        weights,
+        head,
+        (ce / total_weight, kd / total_positions),
+        temperature,
+        chunk,
+    )
+    return Losses(total, ce_sum / total_weight, kd_sum / total_positions)
+
+
+@torch.no_grad()
+def token_cross_entropy(states: torch.Tensor, labels: torch.Tensor, head: Head, chunk: int = CHUNK) -> torch.Tensor:
+    """-log p(label) of each position, (N,) float32, from final normed states (N, d)."""
+    return torch.cat(
+        [
+            F.cross_entropy(head(states[i : i + chunk]).float(), labels[i : i + chunk], reduction="none")
+            for i in range(0, len(states), chunk)
+        ]
+    )
+
+
+def hidden_alignment(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Relative squared error of hidden states, summed over positions::
+
+        sum_t |h_S - h_T|^2 / |h_T|^2
+
+    Relative, because a few massive activations would dominate a plain mean squared error. L_hid is this, summed over
+    layers and divided by layers times positions of the effective batch.
+
+    Args:
+        student: one layer's output (N, d) at the predicting positions.
+        teacher: the teacher's, (N, d).
+
+    Returns:
+        Scalar, float32.
+    """
+    target = teacher.float()
+    return ((student.float() - target).square().sum(-1) / target.square().sum(-1)).sum()

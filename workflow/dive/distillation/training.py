@@ -1,0 +1,566 @@
+"""Distillation: train an intervention on a frozen backbone, from cached teacher states and prompt prefixes."""
+
+import copy
+import csv
+import hashlib
+import json
+import math
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+
+from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
+from dive.backbones.prompts import Prompt
+from dive.backbones.vision import VisionFeatures
+from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
+from dive.distillation.losses import distillation_loss, token_cross_entropy
+from dive.files import atomic_path, read_json, sha256
+from dive.progress import log, progress
+from dive.provenance import code_version, module_of, record
+from dive.shards import Shards
+from dive.steering.adapters import describe_backbone, save_adapter
+from dive.steering.attach import Steering
+from dive.steering.base import build_intervention, stream
+
+TRAINING_COLUMNS = (
+    "step", "epoch", "loss", "cross_entropy", "distillation", "share_other", "share_pathology", "share_term",
+    "gradient_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "peak_memory_mib",
+)  # fmt: skip
+VALIDATION_COLUMNS = ("epoch", "step", "cross_entropy", "term_cross_entropy", "studies", "best")
+
+
+OTHER, PATHOLOGY, TERM = range(3)
+
+
+def token_kinds(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], complete: bool) -> list[int]:
+    """Kind of each label: PATHOLOGY where the token shares a character with a span, TERM at a complete report's end."""
+    kinds = [
+        PATHOLOGY if any(start < stop and begin < end for begin, stop in spans) else OTHER for start, end in offsets
+    ]
+    return [*kinds, TERM] if complete else kinds
+
+
+class Prefix(NamedTuple):
+    """Prompts up to, and without, their last token.
+
+    Attributes:
+        mask: (B, T) bool, left-padded.
+        next_position: (B,) position of the last prompt token.
+        cache: keys and values of the T positions; appended to in place by who uses it.
+    """
+
+    mask: torch.Tensor
+    next_position: torch.Tensor
+    cache: Any
+
+
+class Prefixes:
+    """Keys and values of the prompts without their last token, which no steering touches and no gradient needs.
+
+    They are the same in every epoch, so they are kept in memory while they fit, and recomputed batch by batch
+    otherwise. Of kept ones a batch takes copies of its rows: the cache is appended to in place.
+
+    Args:
+        backbone: the frozen model; nothing may steer it while prefixes are computed.
+        prompts: all prompts.
+        features: image features by key.
+        batch_size: prompts computed at once.
+        limit_bytes: the largest memory to spend; 0 recomputes always.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, ImageFeatures],
+        batch_size: int,
+        limit_bytes: float,
+    ) -> None:
+        self.backbone, self.prompts, self.features = backbone, prompts, features
+        self._kept: Prefix | None = None
+        if limit_bytes <= 0:
+            return
+        longest = max(p.prompt_length for p in prompts) - 1
+        parts: list[Prefix] = []
+        for begin in range(0, len(prompts), batch_size):
+            parts.append(self._compute(range(begin, min(begin + batch_size, len(prompts))), longest))
+            layers = parts[0].cache.layers
+            n_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
+            expected = n_bytes / len(parts[0].mask) * len(prompts)
+            if expected > limit_bytes:
+                log.info("prompt prefixes would take %.1f GB: they are recomputed in each step", expected / 1e9)
+                return
+        for index, layer in enumerate(layers):
+            layer.keys = torch.cat([part.cache.layers[index].keys for part in parts])
+            layer.values = torch.cat([part.cache.layers[index].values for part in parts])
+        self._kept = Prefix(
+            torch.cat([part.mask for part in parts]), torch.cat([part.next_position for part in parts]), parts[0].cache
+        )
+
+    @torch.no_grad()
+    def _compute(self, rows: Sequence[int], longest: int = 0) -> Prefix:
+        batch = self.backbone.collate([self.prompts[row] for row in rows], self.features, part="prefix")
+        batch = _padded(batch, longest)
+        cache = self.backbone.new_cache()
+        self.backbone.prefill(batch, cache)
+        return Prefix(batch.mask, batch.next_position, cache)
+
+    def __call__(self, rows: Sequence[int]) -> Prefix:
+        """The prefixes of the prompts in ``rows``, with a cache that may be appended to."""
+        if self._kept is None:
+            return self._compute(rows)
+        index = torch.tensor(rows, device=self._kept.mask.device)
+        cache = copy.copy(self._kept.cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(index)
+        return Prefix(self._kept.mask[index], self._kept.next_position[index], cache)
+
+
+def _padded(batch: Batch, longest: int) -> Batch:
+    """``batch`` with more padding on the left, up to ``longest`` positions."""
+    n = longest - batch.mask.shape[1]
+    if n <= 0:
+        return batch
+    return Batch(
+        embeds=F.pad(batch.embeds, (0, 0, n, 0)),
+        mask=F.pad(batch.mask, (n, 0)),
+        positions=F.pad(batch.positions, (n, 0)),
+        next_position=batch.next_position,
+        token_types=None if batch.token_types is None else F.pad(batch.token_types, (n, 0)),
+    )
+
+
+class Predictions(NamedTuple):
+    """What the student says at the predicting positions of a batch, examples one after another.
+
+    Attributes:
+        states: final normed states (N, width).
+        labels: y_1 .. y_T and TERM of each example (N,).
+    """
+
+    states: torch.Tensor
+    labels: torch.Tensor
+
+
+class Student:
+    """A steered backbone that reads prompt and report and is asked for its states at the predicting positions.
+
+    Args:
+        backbone: the frozen model.
+        steering: the intervention on it.
+        prompts: examples with reports.
+        features: image features by key.
+        batch_size: prompts a prefix is computed for at once.
+        limit_bytes: memory for prompt prefixes, see ``Prefixes``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        steering: Steering,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, ImageFeatures],
+        batch_size: int,
+        limit_bytes: float,
+    ) -> None:
+        self.backbone, self.steering, self.prompts, self.features = backbone, steering, prompts, features
+        self._prefixes = None
+        if steering.intervention.positions == "answer":
+            with steering.paused():
+                self._prefixes = Prefixes(backbone, prompts, features, batch_size, limit_bytes)
+
+    def __call__(self, rows: Sequence[int]) -> Predictions:
+        """Predictions for the examples in ``rows``; gradients flow to the intervention."""
+        prompts = [self.prompts[row] for row in rows]
+        if self._prefixes is None:  # the prompt is steered too, so all of it is in the graph
+            batch = self.backbone.collate(prompts, self.features, part="full")
+            with self.steering.at(batch.mask):
+                hidden = self.backbone.prefill(batch)
+            mask = predicting_mask(prompts, hidden.shape[1]).to(hidden.device)
+            labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
+            return Predictions(hidden[mask], labels)
+        with self.steering.paused():
+            prefix = self._prefixes(rows)
+        answers = self.backbone.collate_answers(prompts, prefix)
+        with self.steering.at(answers.mask):
+            hidden = self.backbone.extend(
+                answers.ids, torch.cat([prefix.mask, answers.mask], dim=1), answers.next_position, prefix.cache
+            )
+        return Predictions(hidden[answers.mask], answers.labels[answers.mask])
+
+
+@dataclass
+class Progress:
+    """All of a run that a resumed one needs, besides adapter and optimiser.
+
+    Attributes:
+        step: optimiser steps done; with the seed it fixes the position in the data.
+        training: rows of training.csv.
+        validation: rows of validation.csv.
+        best: least validation cross-entropy so far.
+        best_epoch: when it was reached.
+        best_state: the adapter then.
+    """
+
+    step: int
+    training: list[list[float]]
+    validation: list[list[float]]
+    best: float
+    best_epoch: int
+    best_state: dict[str, torch.Tensor]
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the first ``warmup`` (a fraction) of ``total`` steps, then cosine to 0 (step from 0)."""
+    rising = round(total * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def batches_of_epoch(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled effective batches of one epoch; the last may be smaller, none is dropped."""
+    order = stream(seed, "order", epoch).permutation(n).tolist()
+    return [order[i : i + batch_size] for i in range(0, n, batch_size)]
+
+
+def token_weights(kinds: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
+    """w_t: ``weights.pathology`` on pathology tokens, ``weights.eos`` on TERM, 1 elsewhere; float32 (N,)."""
+    table = torch.ones(3)
+    table[PATHOLOGY] = weights.get("pathology", 1.0)
+    table[TERM] = weights.get("eos", 1.0)
+    return table.to(kinds.device)[kinds]
+
+
+def weight_shares(kinds: torch.Tensor, weights: torch.Tensor) -> list[float]:
+    """Share of the total weight on other, pathology and TERM tokens; they add up to 1."""
+    total = weights.sum()
+    return [float(weights[kinds == kind].sum() / total) for kind in (OTHER, PATHOLOGY, TERM)]
+
+
+class Run:
+    """The training of one intervention.
+
+    Args:
+        student: the steered backbone over the queries' prompts, followed by the validation studies'.
+        kinds: OTHER, PATHOLOGY or TERM for every label of every prompt.
+        queries: study_uid of the queries.
+        teacher: states (n_labels, width) by study_uid, or None where kd is 0; read batch by batch.
+        method: optimiser, weights, epochs, batch_size.
+        loss: kd, ce, temperature.
+        micro_batch: examples in memory at once; the effective batch is accumulated from them.
+        seed: fixes the order.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        kinds: Sequence[torch.Tensor],
+        queries: Sequence[str],
+        teacher: Mapping[str, torch.Tensor] | None,
+        method: Mapping[str, Any],
+        loss: Mapping[str, float],
+        micro_batch: int,
+        seed: int,
+    ) -> None:
+        self.student, self.kinds, self.queries, self.teacher = student, kinds, queries, teacher
+        self.method, self.loss, self.micro_batch, self.seed = method, loss, micro_batch, seed
+        self.backbone, self.intervention = student.backbone, student.steering.intervention
+        self.settings = method["optimiser"]
+        groups = self.intervention.parameter_groups(self.settings)
+        self.rates = [group["lr"] for group in groups]
+        self.optimiser = torch.optim.AdamW(groups)
+        self.weights = [token_weights(kind, method.get("weights", {})) for kind in kinds]
+        self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
+        self.total_steps = self.steps_per_epoch * method["epochs"]
+
+    def train(self, checkpoint: Path, made_by: str, checkpoint_seconds: float = 60.0) -> Progress:
+        """Run, or go on with, all epochs.
+
+        Args:
+            checkpoint: file that a killed run left, or will leave; written every ``checkpoint_seconds``.
+            made_by: what determines the result; a checkpoint of anything else is ignored.
+            checkpoint_seconds: 0 writes after every step.
+        """
+        done = self._resume(checkpoint, made_by)
+        if done is None:
+            done = Progress(0, [], [], math.inf, 0, {})
+            self._validate(done)
+        saved = time.monotonic()
+        for step in progress(range(done.step, self.total_steps), "distillation steps"):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            batch = batches_of_epoch(len(self.queries), self.method["batch_size"], self.seed, epoch)[within]
+            done.training.append([step + 1, epoch + 1, *self.step(batch, step)])
+            done.step = step + 1
+            if within == self.steps_per_epoch - 1:
+                self._validate(done)
+            if time.monotonic() - saved >= checkpoint_seconds:
+                self._save(done, checkpoint, made_by)
+                saved = time.monotonic()
+        return done
+
+    def step(self, batch: Sequence[int], step: int) -> list[float]:
+        """One optimiser step on an effective batch of examples; the rest of its row of training.csv."""
+        begin = time.perf_counter()
+        factor = learning_rate_factor(step, self.total_steps, self.settings.get("warmup", 0.0))
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        losses = self.accumulate_gradient(batch)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
+        )
+        if not math.isfinite(losses[0]) or not math.isfinite(norm):
+            raise RuntimeError(
+                f"loss {losses[0]} and gradient norm {float(norm)} in step {step + 1}; "
+                "lower methods.*.optimiser.lr, or set backbones.*.dtype to float32"
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        shares = weight_shares(
+            torch.cat([self.kinds[row] for row in batch]), torch.cat([self.weights[row] for row in batch])
+        )
+        tokens = sum(len(self.kinds[row]) for row in batch)
+        seconds = time.perf_counter() - begin
+        return [
+            *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
+        ]  # fmt: skip
+
+    def accumulate_gradient(self, batch: Sequence[int]) -> list[float]:
+        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd.
+
+        Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
+        """
+        total_weight = float(sum(self.weights[row].double().sum() for row in batch))
+        total_positions = sum(len(self.kinds[row]) for row in batch)
+        batch = sorted(batch, key=lambda row: (len(self.kinds[row]), row))
+        sums = [0.0, 0.0, 0.0]
+        for begin in range(0, len(batch), self.micro_batch):
+            rows = batch[begin : begin + self.micro_batch]
+            with explained_memory("backbones.*.batch.training"):
+                predictions = self.student(rows)
+                losses = distillation_loss(
+                    predictions.states,
+                    self._teacher_of(rows),
+                    predictions.labels,
+                    torch.cat([self.weights[row] for row in rows]),
+                    self.backbone.head,
+                    total_weight,
+                    total_positions,
+                    **self.loss,
+                )
+                losses.total.backward()
+            sums = [so_far + float(part) for so_far, part in zip(sums, losses, strict=True)]
+        return sums
+
+    def _teacher_of(self, rows: Sequence[int]) -> torch.Tensor | None:
+        if self.teacher is None:
+            return None
+        parts = []
+        for row in rows:
+            states = self.teacher[self.queries[row]]
+            if len(states) != len(self.kinds[row]):
+                raise ValueError(
+                    f"{self.queries[row]}: the teacher has {len(states)} states, the student {len(self.kinds[row])}; "
+                    "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
+                )
+            parts.append(states)
+        return torch.cat(parts).to(self.backbone.device)
+
+    @torch.no_grad()
+    def _validate(self, done: Progress) -> None:
+        """Uniform cross-entropy of report and terminator on the validation studies; keeps the best state."""
+        rows = sorted(range(len(self.queries), len(self.kinds)), key=lambda row: (len(self.kinds[row]), row))
+        values, kinds = [], []
+        for begin in range(0, len(rows), self.micro_batch):
+            part = rows[begin : begin + self.micro_batch]
+            with explained_memory("backbones.*.batch.training"):
+                predictions = self.student(part)
+                values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
+            kinds += [self.kinds[row] for row in part]
+        each = torch.cat(values)
+        criterion = float(each.mean())
+        term = each[torch.cat(kinds) == TERM]
+        epoch = done.step // self.steps_per_epoch
+        done.validation.append([epoch, done.step, criterion, float(term.mean()) if len(term) else "", len(rows)])
+        if criterion < done.best:
+            done.best, done.best_epoch = criterion, epoch
+            done.best_state = {k: v.detach().cpu().clone() for k, v in self.intervention.state_dict().items()}
+
+    def _save(self, done: Progress, checkpoint: Path, made_by: str) -> None:
+        with atomic_path(checkpoint) as temporary:
+            torch.save(
+                {
+                    "made_by": made_by,
+                    "progress": vars(done),
+                    "adapter": self.intervention.state_dict(),
+                    "optimiser": self.optimiser.state_dict(),
+                    "random": torch.get_rng_state(),
+                    "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                },
+                temporary,
+            )
+
+    def _resume(self, checkpoint: Path, made_by: str) -> Progress | None:
+        if not checkpoint.is_file():
+            return None
+        # Tensors and plain values only: loading runs no code.
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if saved["made_by"] != made_by:
+            log.info("%s is of other settings, data or code: starting from the beginning", checkpoint)
+            return None
+        self.intervention.load_state_dict(saved["adapter"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        done = Progress(**saved["progress"])
+        log.info("resuming after step %d of %d", done.step, self.total_steps)
+        return done
+
+
+def peak_memory() -> float:
+    """Largest memory so far in MiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
+    columns = pq.read_table(spans, columns=["study_uid", "start", "end"]).to_pydict()
+    found: dict[str, list[tuple[int, int]]] = {uid: [] for uid in uids}
+    for uid, start, end in zip(columns["study_uid"], columns["start"], columns["end"], strict=True):
+        if uid in found:
+            found[uid].append((start, end))
+    return [found[uid] for uid in uids]
+
+
+def _fingerprint(settings: Sequence[Any], inputs: Sequence[str | None]) -> str:
+    """Hash of what determines the result: settings, code, and inputs (of a cache, its manifest)."""
+    parts = [json.dumps(settings, sort_keys=True)]
+    for path in inputs:
+        if path is not None:
+            parts.append(sha256(Path(path) / "manifest.json" if Path(path).is_dir() else path))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows])
+
+
+def distill(
+    backbone: dict[str, Any],
+    method: dict[str, Any],
+    studies: str,
+    pool: str,
+    demonstrations: str | None,
+    spans: str,
+    vision: str,
+    teacher: str | None,
+    training: dict[str, Any],
+    seed: int,
+    out: str,
+    checkpoint: str,
+) -> None:
+    """Train one method's intervention on the pool's queries and keep the state that is best on validation.
+
+    The criterion is the same for all methods: the uniform cross-entropy of report and terminator on validation
+    studies, before training and after every epoch. A killed run goes on from ``checkpoint`` and ends in the same bits.
+
+    Args:
+        backbone: ``backbones.<name>`` of the config; ``batch.training`` examples are in memory at once.
+        method: ``methods.<name>``: module, weights, loss, optimiser, epochs, batch_size, and what the module reads.
+        studies: path of ``studies.parquet``.
+        pool: path of the pool's JSON: queries and validation studies.
+        demonstrations: path of the drawn demonstrations; the teacher's states were made from them.
+        spans: path of the decisive spans.
+        vision: folder of the vision features.
+        teacher: folder of the teacher's states; None where ``loss.kd`` is 0.
+        training: max_report_tokens, validation_studies; optionally prefix_cache_gb (1), checkpoint_seconds (60).
+        seed: fixes initial values and order (demonstrations have their own stream).
+        out: adapter folder.
+        checkpoint: file outside the declared outputs; removed at the end.
+
+    Raises:
+        ValueError: a setting does not fit; the message names it.
+        RuntimeError: the loss is not finite, or memory ran out.
+    """
+    loss_settings = {"kd": 1.0, "ce": 0.5, "temperature": 1.0, **method.get("loss", {})}
+    if loss_settings.pop("hidden", 0.0):
+        raise ValueError("methods.*.loss.hidden needs the teacher's states of all layers, which are not cached; set 0")
+    if loss_settings["kd"] and teacher is None:
+        raise ValueError("methods.*.loss.kd is not 0 but no teacher states are given")
+    members = read_json(pool)
+    queries = members["queries"]
+    validation = members["validation"][: training["validation_studies"]]
+    targets = read_targets(studies)
+    features = VisionFeatures(vision)
+    loaded = load_backbone(backbone)
+    layers = loaded.layers
+    prompts = render_supervised(
+        loaded, [*queries, *validation], targets, features.n_tokens, training.get("max_report_tokens")
+    )
+    if n_cut := sum(not prompt.complete for prompt in prompts):
+        log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
+    kinds = [
+        torch.tensor(token_kinds(prompt.offsets, of_study, prompt.complete), device=loaded.device)
+        for prompt, of_study in zip(prompts, spans_of(spans, [*queries, *validation]), strict=True)
+    ]
+    states = Shards(teacher) if teacher is not None and loss_settings["kd"] else None
+
+    intervention = build_intervention(method, len(layers), loaded.width, seed)
+    torch.manual_seed(int(stream(seed, "training").integers(2**63)))  # a method may draw while it trains
+    run = Run(
+        student=Student(
+            loaded,
+            Steering(layers, intervention),
+            prompts,
+            features,
+            backbone["batch"]["training"],
+            training.get("prefix_cache_gb", 1.0) * 1e9,
+        ),
+        kinds=kinds,
+        teacher=states,
+        queries=queries,
+        method=method,
+        loss=loss_settings,
+        micro_batch=backbone["batch"]["training"],
+        seed=seed,
+    )
+    made_by = _fingerprint(
+        [backbone, method, training, seed, code_version(__name__, *module_of(method))],
+        [studies, pool, demonstrations, spans, vision, teacher],
+    )
+    log.info(
+        "%s: %d parameters on layers %s; %d queries, %d steps, chosen on %d validation studies",
+        method.get("title", method["module"]), intervention.n_parameters, intervention.sites, len(queries),
+        run.total_steps, len(validation),
+    )  # fmt: skip
+    progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
+
+    intervention.load_state_dict(progressed.best_state)
+    with atomic_path(out) as folder:
+        folder.mkdir(parents=True)
+        save_adapter(
+            folder,
+            intervention,
+            method,
+            describe_backbone(loaded.model, layers, loaded.source, loaded.revision),
+            progressed.best_epoch,
+            record(backbone=backbone, method=method, training=training, seed=seed),
+        )
+        _write_rows(folder / "training.csv", TRAINING_COLUMNS, progressed.training)
+        best = [[*row, int(row[0] == progressed.best_epoch)] for row in progressed.validation]
+        _write_rows(folder / "validation.csv", VALIDATION_COLUMNS, best)
+    Path(checkpoint).unlink(missing_ok=True)
+    log.info("kept epoch %d: validation cross-entropy %.4f", progressed.best_epoch, progressed.best)
