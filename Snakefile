@@ -1,0 +1,35 @@
+"""From chest radiographs and reports to the paper's main table; the stages are in rules/, the science is in workflow/dive."""
+
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/annotate.smk"
+include: "rules/cache.smk"
+include: "rules/distill.smk"
+include: "rules/generate.smk"
+include: "rules/score.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        tables=expand("results/tables/{experiment}.tex", experiment=config["experiments"]),
+        figures=expand("results/figures/{experiment}.pdf", experiment=config["experiments"]),
+        page=[],
+        costs=[],
+        acceptance=acceptance(),
+
+
+onsuccess:
+    show_results()

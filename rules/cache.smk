@@ -1,0 +1,54 @@
+"""What is computed once and read by every method: features of the images, states of the teacher."""
+
+
+rule cache_vision:
+    """Run the vision tower once over the images of the pool."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        pool="results/pools/{dataset}.json",
+        root=lookup(dpath="datasets/{dataset}/root", within=config),
+        model=built_backbone,
+    output:
+        directory("results/vision/{dataset}/{backbone}"),
+    log:
+        "logs/cache_vision/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/cache_vision/{dataset}/{backbone}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        backbone=backbone_for("vision"),
+        code=code_version("scripts/cache_vision.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}: caching vision features"
+    script:
+        "../scripts/cache_vision.py"
+
+
+rule cache_teacher:
+    """Run the teacher once over the training queries: the backbone with demonstrations in its context."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        demonstrations="results/demonstrations/{dataset}/k{shots}/seed{seed}.json",
+        vision="results/vision/{dataset}/{backbone}",
+        model=built_backbone,
+    output:
+        directory("results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}"),
+    log:
+        "logs/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}.log",
+    benchmark:
+        "benchmarks/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        backbone=backbone_for("teacher"),
+        max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
+        code=code_version("scripts/cache_teacher.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}: caching the teacher"
+    script:
+        "../scripts/cache_teacher.py"

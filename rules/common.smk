@@ -1,0 +1,183 @@
+"""The validated configuration, what of it is run, and the functions by which rules find their inputs and settings."""
+
+import os
+import re
+from itertools import product
+
+from snakemake.exceptions import WorkflowError
+
+from dive.config import ConfigError, resolve
+from dive.data.roots import check_root
+from dive.provenance import code_version, module_of
+
+# A job asks nothing of the network and tells it nothing; HF_HUB_OFFLINE=0 lets a first run download a backbone.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+try:
+    config = resolve(config)
+except ConfigError as error:
+    raise WorkflowError(f"\n{error}") from None
+
+
+def select_rows(experiment):
+    """(dataset, backbone, method) of every row of an experiment's table."""
+    grid = config["grids"][experiment]
+    return list(product(grid["datasets"], grid["backbones"], grid["methods"]))
+
+
+ROWS = [row for experiment in config["experiments"] for row in select_rows(experiment)]
+PAIRS = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in ROWS))
+SYNTHETIC = [name for name, dataset in config["datasets"].items() if dataset["synthetic"]]
+TINY = [name for name, backbone in config["backbones"].items() if backbone["tiny"]]
+
+absent = [
+    message
+    for name in dict.fromkeys(dataset for dataset, _ in PAIRS)
+    if name not in SYNTHETIC
+    for dataset in [config["datasets"][name]]
+    for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
+]
+if absent:
+    raise WorkflowError("\n" + "\n".join(absent))
+
+
+def any_of(names):
+    """A regular expression for exactly these names; without names it matches nothing."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def methods_of(*kinds):
+    """Names of the methods of some kinds."""
+    return [name for name, method in config["methods"].items() if method["kind"] in kinds]
+
+
+wildcard_constraints:
+    experiment=any_of(config["experiments"]),
+    dataset=any_of(config["datasets"]),
+    backbone=any_of(config["backbones"]),
+    method=any_of(config["methods"]),
+    shots=r"\d+",
+    seed=r"\d+",
+
+
+# What a job is given by its wildcards: a tiny backbone has a folder that is built here, a distilled method a teacher.
+
+
+def built_backbone(wildcards):
+    """The folder of a tiny backbone; a real one is a path or a name on the hub, and nothing here makes it."""
+    return [f"models/{wildcards.backbone}"] if wildcards.backbone in TINY else []
+
+
+def demonstrations_file(dataset, seed):
+    """The demonstrations that a seed draws for every study of a dataset's pool."""
+    return f"results/demonstrations/{dataset}/k{config['shots']}/seed{seed}.json"
+
+
+def shown_demonstrations(wildcards):
+    """The demonstrations of a method that has them in its context."""
+    shown = config["methods"][wildcards.method].get("demonstrations", False)
+    return demonstrations_file(wildcards.dataset, wildcards.seed) if shown else []
+
+
+def probe_demonstrations(wildcards):
+    """The demonstrations with which the synthetic world is probed: those of the first seed."""
+    return demonstrations_file(wildcards.dataset, config["seeds"][0])
+
+
+def teacher_of(wildcards):
+    """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
+    if config["methods"][wildcards.method]["loss"]["kd"] == 0:
+        return []
+    return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def adapter_of(wildcards):
+    """The trained adapter of a steering method."""
+    if wildcards.method not in methods_of("steering"):
+        return []
+    return "results/adapters/{dataset}/{backbone}/{method}/seed{seed}".format(**wildcards)
+
+
+def seeds_of(wildcards):
+    """Seeds of a method; one that draws nothing at random has a single run."""
+    method = config["methods"][wildcards.method]
+    draws = method["kind"] == "steering" or method.get("demonstrations", False)
+    return config["seeds"] if draws else [0]
+
+
+def generations_of(wildcards):
+    """The reports of all seeds of a method; the constant report is the same for every backbone."""
+    folder = "results/generations/{dataset}/{backbone}/{method}"
+    if wildcards.method in methods_of("constant"):
+        folder = "results/generations/{dataset}/{method}"
+    return expand(f"{folder}/seed{{seed}}.parquet", seed=seeds_of(wildcards), **wildcards)
+
+
+# What a job depends on beside files: the narrowest slice of the configuration, and its code.
+
+
+def backbone_for(batch):
+    """A function for the settings of a backbone that a job uses; of the batch sizes only its own."""
+
+    def settings(wildcards):
+        chosen = {key: value for key, value in config["backbones"][wildcards.backbone].items() if key != "tiny"}
+        return {**chosen, "batch": {batch: chosen["batch"][batch]}}
+
+    return settings
+
+
+def training_of(wildcards):
+    """What decides the outcome of training; prefix cache and checkpoints only decide how soon it is there."""
+    return {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
+
+
+def code_of_method(script):
+    """A function for the code version of a script together with the module that the method's settings name."""
+
+    def version(wildcards):
+        return code_version(script, *module_of(config["methods"][wildcards.method]))
+
+    return version
+
+
+def gpus(wildcards):
+    """Devices that a job with this backbone takes; the profile says how many there are."""
+    return 0 if config["backbones"][wildcards.backbone]["device"] == "cpu" else 1
+
+
+# What is gathered at the end.
+
+
+def probes():
+    """The probes of every selected dataset and backbone for which the synthetic world answers."""
+    return [f"results/world/{d}/{b}.json" for d, b in PAIRS if d in SYNTHETIC and b in TINY]
+
+
+def acceptance():
+    """The acceptance, where there is a synthetic world to accept."""
+    return ["results/world/acceptance.md"] if probes() else []
+
+
+def rows_of(wildcards):
+    """(dataset, backbone, method) of every row of an experiment's table."""
+    return select_rows(wildcards.experiment)
+
+
+def summaries_of(wildcards):
+    """The scores of every row of an experiment's table."""
+    return [f"results/scores/{'/'.join(row)}/summary.json" for row in select_rows(wildcards.experiment)]
+
+
+def adapters_of(wildcards):
+    """The adapters whose training an experiment's figure shows."""
+    trained = [row for row in select_rows(wildcards.experiment) if row[2] in methods_of("steering")]
+    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in trained for seed in config["seeds"]]
+
+
+def layout_of(wildcards):
+    """Titles, notes and groups of what is in an experiment's table, in the order of the configuration."""
+    grid = config["grids"][wildcards.experiment]
+    shown = {kind: {name: config["presentation"][kind][name] for name in names} for kind, names in grid.items()}
+    return {**shown, "shots": config["shots"]}

@@ -1,0 +1,121 @@
+"""From a dataset as it lies on disk to the studies, the pool and the demonstrations of this run."""
+
+
+rule synthesize:
+    """Write a synthetic dataset in the layout of the real one, and its truth apart."""
+    output:
+        root=directory("data/{dataset}"),
+        truth="data/truth/{dataset}.parquet",
+    log:
+        "logs/synthesize/{dataset}.log",
+    benchmark:
+        "benchmarks/synthesize/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=any_of(SYNTHETIC),
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        layout=lookup(dpath="datasets/{dataset}/reader", within=config),
+        synthetic=lookup(dpath="datasets/{dataset}/synthetic", within=config),
+        world=lookup(dpath="world", within=config),
+        code=code_version("scripts/synthesize.py"),
+    message:
+        "{wildcards.dataset}: writing a synthetic dataset"
+    script:
+        "../scripts/synthesize.py"
+
+
+rule build_backbone:
+    """Train a tiny backbone of a real transformers class on the synthetic world, so that it learns in context."""
+    output:
+        directory("models/{backbone}"),
+    log:
+        "logs/build_backbone/{backbone}.log",
+    benchmark:
+        "benchmarks/build_backbone/{backbone}.tsv"
+    wildcard_constraints:
+        backbone=any_of(TINY),
+    # The longest job of the default: everything with a model waits for it.
+    priority: 10
+    threads: 1
+    resources:
+        mem_mb=2500,
+    params:
+        tiny=lookup(dpath="backbones/{backbone}/tiny", within=config),
+        world=lookup(dpath="world", within=config),
+        instruction=lookup(dpath="backbones/{backbone}/instruction", within=config),
+        code=code_version("scripts/build_backbone.py"),
+    message:
+        "{wildcards.backbone}: building and training a tiny backbone (minutes)"
+    script:
+        "../scripts/build_backbone.py"
+
+
+rule split:
+    """Read a dataset into the table of studies: sections, selection, labels, patient-disjoint splits."""
+    input:
+        root=lookup(dpath="datasets/{dataset}/root", within=config),
+    output:
+        studies="results/splits/{dataset}/studies.parquet",
+        excluded="results/splits/{dataset}/excluded.csv",
+        counts="results/splits/{dataset}/counts.json",
+    log:
+        "logs/split/{dataset}.log",
+    benchmark:
+        "benchmarks/split/{dataset}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        reader=lookup(dpath="datasets/{dataset}/reader", within=config),
+        selection=lookup(dpath="datasets/{dataset}/selection", within=config),
+        code=code_version("scripts/split.py"),
+    message:
+        "{wildcards.dataset}: reading and selecting studies"
+    script:
+        "../scripts/split.py"
+
+
+rule select:
+    """Draw the pool once: training queries, demonstrations, validation and test studies, disjoint by patient."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+    output:
+        "results/pools/{dataset}.json",
+    log:
+        "logs/select/{dataset}.log",
+    benchmark:
+        "benchmarks/select/{dataset}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        sizes=lookup(dpath="datasets/{dataset}/pool", within=config),
+        code=code_version("scripts/select.py"),
+    message:
+        "{wildcards.dataset}: drawing the pool"
+    script:
+        "../scripts/select.py"
+
+
+rule demonstrate:
+    """Draw the demonstrations of every query, validation and test study, from other patients."""
+    input:
+        pool="results/pools/{dataset}.json",
+        studies="results/splits/{dataset}/studies.parquet",
+    output:
+        "results/demonstrations/{dataset}/k{shots}/seed{seed}.json",
+    log:
+        "logs/demonstrate/{dataset}/k{shots}/seed{seed}.log",
+    benchmark:
+        "benchmarks/demonstrate/{dataset}/k{shots}/seed{seed}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        code=code_version("scripts/demonstrate.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.shots} shots, seed {wildcards.seed}: drawing demonstrations"
+    script:
+        "../scripts/demonstrate.py"

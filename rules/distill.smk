@@ -1,0 +1,36 @@
+"""Training of the steering methods."""
+
+
+rule distill:
+    """Distil the teacher into a method's adapter; the checkpoint is chosen on validation."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        pool="results/pools/{dataset}.json",
+        spans="results/annotations/{dataset}/spans.parquet",
+        vision="results/vision/{dataset}/{backbone}",
+        teacher=teacher_of,
+        model=built_backbone,
+    output:
+        directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),
+    log:
+        "logs/distill/{dataset}/{backbone}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/distill/{dataset}/{backbone}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=any_of(methods_of("steering")),
+    retries: 0
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        backbone=backbone_for("training"),
+        method=lookup(dpath="methods/{method}", within=config),
+        training=training_of,
+        # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
+        checkpoint="results/checkpoints/distill/{dataset}/{backbone}/{method}/seed{seed}",
+        code=code_of_method("scripts/distill.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}, seed {wildcards.seed}: training"
+    script:
+        "../scripts/distill.py"

@@ -1,0 +1,78 @@
+"""Scores of every row, and the acceptance of the synthetic world."""
+
+
+rule score:
+    """Score the reports of all seeds of a method."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        pool="results/pools/{dataset}.json",
+        generations=generations_of,
+        vocabulary="workflow/resources/vocabulary.csv",
+    output:
+        reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",
+        summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
+    log:
+        "logs/score/{dataset}/{backbone}/{method}.log",
+    benchmark:
+        "benchmarks/score/{dataset}/{backbone}/{method}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        seeds=seeds_of,
+        code=code_version("scripts/score.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}: scoring"
+    script:
+        "../scripts/score.py"
+
+
+rule probe_world:
+    """Measure on validation what the synthetic world gives: zero-shot, with demonstrations, with a blank image."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        pool="results/pools/{dataset}.json",
+        demonstrations=probe_demonstrations,
+        vision="results/vision/{dataset}/{backbone}",
+        truth="data/truth/{dataset}.parquet",
+        model=built_backbone,
+    output:
+        "results/world/{dataset}/{backbone}.json",
+    log:
+        "logs/probe_world/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/probe_world/{dataset}/{backbone}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        backbone=backbone_for("generation"),
+        decoding=lookup(dpath="decoding", within=config),
+        code=code_version("scripts/probe_world.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}: probing the synthetic world on validation"
+    script:
+        "../scripts/probe_world.py"
+
+
+rule accept_world:
+    """Hold the synthetic world against its acceptance criteria."""
+    input:
+        probes(),
+    output:
+        json="results/world/acceptance.json",
+        markdown="results/world/acceptance.md",
+    log:
+        "logs/accept_world.log",
+    benchmark:
+        "benchmarks/accept_world.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        code=code_version("scripts/accept_world.py"),
+    message:
+        "holding the synthetic world against its acceptance criteria"
+    script:
+        "../scripts/accept_world.py"

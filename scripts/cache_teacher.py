@@ -1,0 +1,14 @@
+"""Run the teacher once over the training queries."""
+
+from dive.distillation.cache import cache_teacher
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    cache_teacher(
+        backbone=snakemake.params.backbone,
+        studies=snakemake.input.studies,
+        demonstrations=snakemake.input.demonstrations,
+        vision=snakemake.input.vision,
+        training={"max_report_tokens": snakemake.params.max_report_tokens},
+        out=snakemake.output[0],
+    )

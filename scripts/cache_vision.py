@@ -1,0 +1,13 @@
+"""Run the vision tower once over the images of the pool."""
+
+from dive.backbones.vision import cache_vision
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    cache_vision(
+        backbone=snakemake.params.backbone,
+        studies=snakemake.input.studies,
+        pool=snakemake.input.pool,
+        root=snakemake.input.root,
+        out=snakemake.output[0],
+    )

@@ -1,0 +1,24 @@
+"""Distil the teacher into a method's adapter."""
+
+from dive.distillation.training import distill
+from dive.progress import logged
+
+# How training is computed, not what comes out: read past `params`, so that changing these reruns nothing.
+settings = snakemake.config["training"]
+resources = {key: settings[key] for key in ("prefix_cache_gb", "checkpoint_seconds")}
+
+with logged(snakemake.log[0]):
+    distill(
+        backbone=snakemake.params.backbone,
+        method=snakemake.params.method,
+        studies=snakemake.input.studies,
+        pool=snakemake.input.pool,
+        demonstrations=None,  # the teacher's states hold what was shown
+        spans=snakemake.input.spans,
+        vision=snakemake.input.vision,
+        teacher=snakemake.input.teacher or None,
+        training={**snakemake.params.training, **resources},
+        seed=int(snakemake.wildcards.seed),
+        out=snakemake.output[0],
+        checkpoint=snakemake.params.checkpoint,
+    )

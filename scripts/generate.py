@@ -1,0 +1,18 @@
+"""Write a report for every test study."""
+
+from dive.generation import generate_reports
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    generate_reports(
+        backbone=snakemake.params.backbone,
+        method=snakemake.params.method,
+        studies=snakemake.input.studies,
+        pool=snakemake.input.pool,
+        demonstrations=snakemake.input.demonstrations or None,
+        vision=snakemake.input.vision,
+        adapter=snakemake.input.adapter or None,
+        decoding=snakemake.params.decoding,
+        out=snakemake.output[0],
+        partial=snakemake.params.partial,
+    )

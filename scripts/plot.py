@@ -1,0 +1,22 @@
+"""Draw the results of every method, and the course of training."""
+
+from pathlib import Path
+
+from dive.progress import logged
+from dive.reporting.figures import plot_results
+
+with logged(snakemake.log[0]):
+    plot_results(
+        scores={
+            tuple(row): str(Path(summary).parent)
+            for row, summary in zip(snakemake.params.rows, snakemake.input.scores, strict=True)
+        },
+        # results/adapters/<dataset>/<backbone>/<method>/seed<seed>
+        adapters={
+            (*Path(folder).parts[-4:-1], int(Path(folder).name.removeprefix("seed"))): folder
+            for folder in snakemake.input.adapters
+        },
+        layout=snakemake.params.layout,
+        results=snakemake.output.results,
+        curves=snakemake.output.curves,
+    )

@@ -1,0 +1,7 @@
+"""Give every test study the one training report that serves everybody best."""
+
+from dive.progress import logged
+from dive.scores.constant import repeat_best_report
+
+with logged(snakemake.log[0]):
+    repeat_best_report(studies=snakemake.input.studies, pool=snakemake.input.pool, out=snakemake.output[0])

@@ -1,0 +1,15 @@
+"""Score the reports of all seeds of a method."""
+
+from pathlib import Path
+
+from dive.progress import logged
+from dive.scores.score import score_method
+
+with logged(snakemake.log[0]):
+    score_method(
+        studies=snakemake.input.studies,
+        pool=snakemake.input.pool,
+        generations=dict(zip(snakemake.params.seeds, snakemake.input.generations, strict=True)),
+        vocabulary=snakemake.input.vocabulary,
+        out=Path(snakemake.output.summary).parent,
+    )

@@ -1,0 +1,15 @@
+"""Read a dataset into the table of studies."""
+
+from dive.data.splits import split_dataset
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    split_dataset(
+        dataset=snakemake.wildcards.dataset,
+        reader=snakemake.params.reader,
+        root=snakemake.input.root,
+        selection=snakemake.params.selection,
+        studies=snakemake.output.studies,
+        excluded=snakemake.output.excluded,
+        counts=snakemake.output.counts,
+    )

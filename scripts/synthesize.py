@@ -1,0 +1,15 @@
+"""Write a synthetic dataset in the layout of the real one, and its truth apart."""
+
+from dive.data.synthetic.layouts import synthesize
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    synthesize(
+        layout=snakemake.params.layout,
+        root=snakemake.output.root,
+        truth=snakemake.output.truth,
+        style=snakemake.params.synthetic["style"],
+        patients=snakemake.params.synthetic["patients"],
+        world=snakemake.params.world,
+        seed=snakemake.params.world["seed"],
+    )

@@ -1,0 +1,17 @@
+"""Write the main table of an experiment."""
+
+from pathlib import Path
+
+from dive.progress import logged
+from dive.reporting.tables import write_tables
+
+with logged(snakemake.log[0]):
+    write_tables(
+        scores={
+            tuple(row): str(Path(summary).parent)
+            for row, summary in zip(snakemake.params.rows, snakemake.input, strict=True)
+        },
+        layout=snakemake.params.layout,
+        out_tex=snakemake.output.tex,
+        out_csv=snakemake.output.csv,
+    )
