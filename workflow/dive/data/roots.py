@@ -1,0 +1,162 @@
+"""Where a dataset's files lie, and what to say when they do not.
+
+The standard library only, so that asking costs nothing.
+"""
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
+ACCESS = {
+    "mimic_cxr": (
+        "MIMIC-CXR is credentialed: sign the agreement at physionet.org, then get the images and tables from "
+        "https://physionet.org/content/mimic-cxr-jpg/ and mimic-cxr-reports.zip from https://physionet.org/content/mimic-cxr/"
+    ),
+    "chexpert_plus": (
+        "CheXpert Plus is free on registration: https://aimi.stanford.edu/datasets/chexpert-plus "
+        "(the table, the PNG images and chexbert_labels)"
+    ),
+}
+
+
+class DataError(RuntimeError):
+    """The data on disk are not what the configuration says; the message names the file or key, and the remedy."""
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in ``folder``, sorted; none when it cannot be listed."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def find_table(root: Path, name: str) -> Path | None:
+    """Path of a MIMIC-CXR-JPG table, e.g. ``name="split"`` -> ``mimic-cxr-2.0.0-split.csv.gz``.
+
+    Releases 2.0.0 and 2.1.0 both keep 2.0.0 in the tables' names; an unpacked ``.csv`` is as good. The
+    radiologists' test labels are the ``test-set-labeled`` of 2.1.0.
+    """
+    found = sorted([*root.glob(f"mimic-cxr-2.*-{name}.csv.gz"), *root.glob(f"mimic-cxr-2.*-{name}.csv")])
+    return found[0] if found else None
+
+
+def find_reports(base: Path) -> list[Path]:
+    """What may hold MIMIC-CXR reports in or under ``base``: folders with ``p10/p10000032/s50414267.txt`` in
+    them, and zips.
+
+    Covers the three ways in which they lie: beside the study folders of the images, unpacked under a folder
+    of their own (``mimic-cxr-reports/files``), or still in ``mimic-cxr-reports.zip``. Folders come first,
+    since they are read faster.
+    """
+    if base.suffix == ".zip":
+        return [base] if base.is_file() else []
+    tops = [base, *(top for top in subfolders(base) if not re.fullmatch(r"p\d\d", top.name))]
+    folders = [place for top in tops for place in (top, top / "files") if (place / "..").exists()]
+    unique = list(dict.fromkeys(folder for folder in folders if has_report(folder)))
+    return unique + sorted(base.glob("*report*.zip"))
+
+
+def has_report(folder: Path) -> bool:
+    """Whether ``folder`` has a report in the first patients' folders of any group: ``p10/p10000032/s50414267.txt``."""
+    for group in subfolders(folder):
+        if re.fullmatch(r"p\d\d", group.name):
+            for patient in subfolders(group)[:20]:
+                if next(patient.glob("s*.txt"), None) is not None:
+                    return True
+    return False
+
+
+def find_chexpert_table(root: Path) -> Path | None:
+    """Path of the CheXpert Plus table, ``df_chexpert_plus_240401.csv`` (or another date, or gzipped)."""
+    found = sorted([*root.glob("df_chexpert_plus_*.csv"), *root.glob("df_chexpert_plus_*.csv.gz")])
+    return found[-1] if found else None
+
+
+def missing_mimic_cxr(root: Path, reports: Path | None, labels: str | None) -> list[str]:
+    """What is missing of MIMIC-CXR under ``root``, one line a thing."""
+    wanted = ["metadata", "split", *([labels.replace("_", "-")] if labels else [])]
+    missing = [
+        f"mimic-cxr-2.0.0-{name}.csv.gz" if name in MIMIC_TABLES else f"mimic-cxr-2.1.0-{name}.csv"
+        for name in wanted
+        if find_table(root, name) is None
+    ]
+    if not (root / "files").is_dir():
+        missing.append("files/p10/p10000032/s50414267/<dicom_id>.jpg (the images of MIMIC-CXR-JPG)")
+    if not find_reports(reports or root):
+        where = "" if reports is None else f" at {reports} (selection.reports)"
+        missing.append(
+            f"the reports{where}: mimic-cxr-reports.zip, or unpacked as mimic-cxr-reports/files/p10/p10000032/"
+            "s50414267.txt, or beside the study folders as files/p10/p10000032/s50414267.txt"
+        )
+    for archive in find_reports(reports or root):
+        if archive.suffix == ".zip" and not zipfile.is_zipfile(archive):
+            missing.append(f"a whole {archive.name} (this one is no zip archive: an interrupted download?)")
+    return missing
+
+
+def missing_chexpert_plus(root: Path, reports: Path | None, labels: str | None) -> list[str]:
+    """What is missing of CheXpert Plus under ``root``, one line a thing; its reports are in the table."""
+    missing = [] if find_chexpert_table(root) else ["df_chexpert_plus_240401.csv"]
+    if labels and not (root / "chexbert_labels" / f"{labels}_fixed.json").is_file():
+        missing.append(f"chexbert_labels/{labels}_fixed.json (or set selection.labels to null)")
+    if not any((root / place).is_dir() for place in ("PNG", "train", "valid")):
+        missing.append("the images: PNG/train/patient42142/study5/view1_frontal.png (or PNG/PNG/..., or train/...)")
+    return missing
+
+
+MISSING: dict[str, Callable[[Path, Path | None, str | None], list[str]]] = {
+    "mimic_cxr": missing_mimic_cxr,
+    "chexpert_plus": missing_chexpert_plus,
+}
+
+
+def default_labels(reader: str, section: str) -> str:
+    """Label table that fits a reader: CheXpert's for MIMIC-CXR, CheXbert's of the target for CheXpert Plus."""
+    return "chexpert" if reader == "mimic_cxr" else "report" if section == "both" else section
+
+
+def labels_of(reader: str, selection: dict) -> str | None:
+    """The label table that a selection asks for: ``auto`` (also when unset) is the reader's default, None is none."""
+    labels = selection.get("labels", "auto")
+    return default_labels(reader, selection.get("section", "findings")) if labels == "auto" else labels
+
+
+def check_root(reader: str, root: str | Path, dataset: str, selection: dict | None = None) -> list[str]:
+    """Say in under a second what a dataset lacks, before any job starts.
+
+    Args:
+        reader: ``mimic_cxr`` or ``chexpert_plus``.
+        root: the dataset's folder, ``datasets.<dataset>.root`` of the config.
+        dataset: its name in the config.
+        selection: ``datasets.<dataset>.selection``; its ``reports``, ``labels`` and ``section`` say what is
+        needed.
+
+    Returns:
+        No message when all is there; else one for the whole dataset, with what is expected where and how to
+        get it.
+    """
+    selection = selection or {}
+    root = Path(root)
+    reports = selection.get("reports")
+    if not root.is_dir():
+        missing = [f"the folder itself: {root} does not exist"]
+        missing += MISSING[reader](root, None, labels_of(reader, selection))
+    else:
+        missing = MISSING[reader](root, Path(reports) if reports else None, labels_of(reader, selection))
+    if not missing:
+        return []
+    listed = "\n".join(f"    - {line}" for line in missing)
+    return [
+        f"datasets.{dataset}: no {reader} data at {root}. Missing there:\n{listed}\n"
+        f"  {ACCESS[reader]}.\n  Then set datasets.{dataset}.root to the folder that holds them."
+    ]
+
+
+def require_root(reader: str, root: str | Path, dataset: str, selection: dict | None = None) -> None:
+    """Raise `DataError` with the message of `check_root` when something is missing."""
+    messages = check_root(reader, root, dataset, selection)
+    if messages:
+        raise DataError("\n".join(messages))
