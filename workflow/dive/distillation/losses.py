@@ -45,27 +45,32 @@ class _ThroughFrozenHead(torch.autograd.Function):
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ce_factor, kd_factor = coefficients
-        needs_gradient = student.requires_grad
-        gradient = torch.empty_like(student) if needs_gradient else None
-        sums = student.new_zeros(2, dtype=torch.float32)
+        gradient = torch.empty_like(student) if student.requires_grad else None
+        sums = torch.zeros(2, dtype=torch.float64)
         for begin in range(0, len(student), chunk):
             part = slice(begin, begin + chunk)
-            with torch.set_grad_enabled(needs_gradient):
-                states = student[part].detach().requires_grad_(needs_gradient)
-                logits = head(states).float()
-                log_p = F.log_softmax(logits, dim=-1)
-                ce = -(weights[part] * log_p.gather(1, labels[part, None])[:, 0]).sum()
-                kd = ce.new_zeros(())
-                if teacher is not None:
-                    with torch.no_grad():
-                        log_q = F.log_softmax(head(teacher[part]).float() / temperature, dim=-1)
-                    log_p_soft = log_p if temperature == 1 else F.log_softmax(logits / temperature, dim=-1)
-                    kd = temperature**2 * F.kl_div(log_p_soft, log_q, reduction="sum", log_target=True)
-                if needs_gradient:
-                    (gradient[part],) = torch.autograd.grad(ce_factor * ce + kd_factor * kd, states)
-            sums += torch.stack([ce.detach(), kd.detach()])
+            label, weight = labels[part, None], weights[part, None]
+            with torch.set_grad_enabled(gradient is not None):
+                states = student[part].detach().requires_grad_(gradient is not None)
+                logits = head(states)
+            scores = logits.detach().float()
+            log_p = F.log_softmax(scores, dim=-1)
+            sums[0] -= float((weight * log_p.gather(1, label)).sum())
+            # d(-w log p_y)/d(logits) = w (p - 1_y)
+            slope = (ce_factor * weight) * log_p.exp()
+            slope.scatter_add_(1, label, -ce_factor * weight)
+            if teacher is not None:
+                log_q = F.log_softmax(head(teacher[part]).float() / temperature, dim=-1)
+                q = log_q.exp()
+                if temperature != 1:
+                    log_p = F.log_softmax(scores / temperature, dim=-1)
+                sums[1] += temperature**2 * float((q * (log_q - log_p)).sum())
+                # d(tau^2 KL)/d(logits) = tau (p - q), both at temperature tau
+                slope += (kd_factor * temperature) * (log_p.exp() - q)
+            if gradient is not None:
+                (gradient[part],) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
         ctx.save_for_backward(gradient)
-        ce, kd = sums.unbind()
+        ce, kd = sums.to(student.device, torch.float32).unbind()
         ctx.mark_non_differentiable(ce, kd)
         return ce_factor * ce + kd_factor * kd, ce, kd
 

@@ -356,7 +356,7 @@ class Run:
                     **self.loss,
                 )
                 losses.total.backward()
-            sums = [so_far + float(part) for so_far, part in zip(sums, losses, strict=True)]
+            sums = [so_far + float(part.detach()) for so_far, part in zip(sums, losses, strict=True)]
         return sums
 
     def _teacher_of(self, rows: Sequence[int]) -> torch.Tensor | None:
