@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dive.scores.bleu import (
     bleu_from_statistics,
     bleu_statistics,
@@ -11,8 +14,6 @@ from dive.scores.bleu import (
     raw_tokens,
     separated_tokens,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TEXTS = st.lists(
     st.sampled_from(["The", "heart", "is", "normal", ".", "no", "effusion", ",", "left-sided", "___"]),
@@ -63,9 +64,9 @@ def test_hand_computed_corpus():
 def test_brevity_penalty_is_of_the_corpus_not_of_a_report():
     reference = "one two three four five six"
     # Each side once short and once long: the corpus lengths agree, so there is no penalty.
-    assert corpus_bleu(
-        [reference + " seven", "one two three four five"], [reference, reference], n=1
-    ) == pytest.approx(100 * 11 / 12)
+    assert corpus_bleu([reference + " seven", "one two three four five"], [reference, reference], n=1) == pytest.approx(
+        100 * 11 / 12
+    )
     assert corpus_bleu(["one two three"], [reference], n=1) == pytest.approx(100 * math.exp(1 - 2))
     # Never the mean of sentence scores: a wrong long report outweighs a right short one.
     pooled = corpus_bleu(["a", "x " * 9], ["a", "b " * 9], n=1)

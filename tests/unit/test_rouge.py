@@ -1,10 +1,11 @@
 """ROUGE-L against the rouge-score package and hand-computed cases."""
 
 import pytest
-from dive.scores.rouge import common_subsequence, rouge_l, rouge_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+
+from dive.scores.rouge import common_subsequence, rouge_l, rouge_tokens
 
 WORDS = ["Opacities", "opacity", "are", "seen", "IN", "the", "lungs", "lung", ".", "1.5", "cm", "no", "é"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)

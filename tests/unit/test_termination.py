@@ -1,6 +1,7 @@
 """Stopping, length and repetition on cases counted by hand."""
 
 import pytest
+
 from dive.scores.termination import FLAGS, repeated_ngrams, termination_scores, termination_statistics
 
 

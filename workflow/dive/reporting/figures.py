@@ -189,6 +189,8 @@ def read_curve(path: Path, x: str, y: str) -> tuple[list[float], list[float]]:
 def draw_curves(adapters: Adapters, layout: Mapping[str, Any]) -> Figure:
     """Training loss by step (left) and validation cross-entropy by epoch (right), a thin line a seed.
 
+    Losses of methods with different objectives are not comparable; the validation cross-entropy is one for all.
+
     A dot marks the epoch whose adapter was kept: the least validation cross-entropy.
     """
     pairs = [(d, b) for d in layout["datasets"] for b in layout["backbones"] if any((d, b) == k[:2] for k in adapters)]
@@ -217,7 +219,7 @@ def draw_curves(adapters: Adapters, layout: Mapping[str, Any]) -> Figure:
                 best = min(range(len(values)), key=values.__getitem__)
                 right.plot(epochs[best], values[best], "o", color=colours[method], markersize=3.5)
         left.set_title(f"{layout['datasets'][dataset]['title']}, {layout['backbones'][backbone]['title']}", loc="left")
-        left.set_ylabel("training loss")
+        left.set_ylabel("training loss (own objective)")
         right.set_ylabel("validation cross-entropy")
         for axis in (left, right):
             axis.grid(color="#e6e6e6", linewidth=0.5)

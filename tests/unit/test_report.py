@@ -1,0 +1,198 @@
+"""Figures, costs and the page: equal bytes, honest numbers, nothing from elsewhere, no text of a patient."""
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from dive.reporting.costs import summarise_costs
+from dive.reporting.figures import plot_results, read_curve
+from dive.reporting.html import write_report
+from dive.reporting.tables import METRICS, write_tables
+
+TEMPLATE = str(Path(__file__).parents[2] / "workflow/templates/report.html.j2")
+METHODS = {
+    "constant": ("Constant <report>", "control"),
+    "zero_shot": ("Zero-shot", "reference"),
+    "icl": ("4-shot", "reference"),
+    "live": ("LIVE", "published"),
+    "dive": ("DIVE", "ours"),
+}
+LAYOUT = {
+    "datasets": {"set": {"title": "A & B"}},
+    "backbones": {"tiny": {"title": "Tiny"}},
+    "methods": {name: {"title": title, "group": group} for name, (title, group) in METHODS.items()},
+    "shots": 4,
+}
+SECRET = "Small left pleural effusion of Mr Smith."
+
+
+@pytest.fixture
+def scores(tmp_path):
+    folders = {}
+    for index, method in enumerate(METHODS):
+        folder = tmp_path / "scores" / method
+        folder.mkdir(parents=True)
+        seeds = {str(seed): 10.0 * index + seed for seed in range(1 if index < 2 else 3)}
+        value = {"mean": 10.0 * index, "sd": 1.0 if len(seeds) > 1 else None, "seeds": seeds, "n": 8}
+        metrics = {metric.name: value for metric in METRICS}
+        metrics["radgraph_f1"] = metrics["chexbert_f1"] = {"mean": None, "sd": None, "seeds": {}, "n": 0}
+        (folder / "summary.json").write_text(json.dumps({"metrics": metrics}))
+        folders["set", "tiny", method] = str(folder)
+    return folders
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    folders = {}
+    for method in ("live", "dive"):
+        for seed in (0, 1):
+            folder = tmp_path / "adapters" / method / str(seed)
+            folder.mkdir(parents=True)
+            (folder / "training.csv").write_text("step,loss,extra\n1,2.5,a\n2,1.5,\n")
+            (folder / "validation.csv").write_text("epoch,cross_entropy\n0,2.0\n1,1.0\n2,1.5\n")
+            folders["set", "tiny", method, seed] = str(folder)
+    return folders
+
+
+def test_figures_are_complete_and_equal_bytes(scores, adapters, tmp_path):
+    outputs = []
+    for turn in ("first", "second"):
+        paths = {
+            kind: [str(tmp_path / turn / f"{kind}.{ext}") for ext in ("pdf", "svg")] for kind in ("results", "curves")
+        }
+        plot_results(scores, adapters, LAYOUT, **paths)
+        outputs.append([Path(path).read_bytes() for kind in paths.values() for path in kind])
+    assert outputs[0] == outputs[1]
+    text = outputs[0][1].decode()
+    ET.fromstring(text)
+    for title, _ in METHODS.values():
+        assert title.replace("<", "&lt;").replace(">", "&gt;") in text
+    assert "BLEU-4" in text
+    assert "RadGraph" not in text  # not measured, so not drawn
+    assert b"dc:date" not in outputs[0][1]
+    assert b"CreationDate" not in outputs[0][0]
+    assert "validation cross-entropy" in outputs[0][3].decode()
+
+
+def test_curves_without_any_trained_method_say_so(scores, tmp_path):
+    plot_results(scores, {}, LAYOUT, [], [str(tmp_path / "curves.svg")])
+    assert "No method of this experiment is trained." in (tmp_path / "curves.svg").read_text()
+
+
+def test_a_curve_without_its_column_is_named(tmp_path):
+    (tmp_path / "training.csv").write_text("step,value\n1,2\n")
+    with pytest.raises(ValueError, match=r"training.csv has no column loss"):
+        read_curve(tmp_path / "training.csv", "step", "loss")
+
+
+def benchmark(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time"
+    path.write_text("\n".join([head, *("\t".join(row) for row in rows)]) + "\n")
+
+
+@pytest.fixture
+def costs(tmp_path):
+    folder = tmp_path / "benchmarks"
+    benchmark(folder / "distill/set/tiny/dive/seed0.tsv", ("10.0", "", "500.5", "", "", "", "", "", "", "9.0"))
+    benchmark(folder / "distill/set/tiny/dive/seed1.tsv", ("30.0", "", "700.5", "", "", "", "", "", "", "28.0"))
+    benchmark(folder / "plot.tsv", ("60.0", "", "NA", "", "", "", "", "", "", "-"))
+    out = tmp_path / "costs.csv"
+    summarise_costs(str(folder), str(out), str(tmp_path / "costs.md"))
+    return out
+
+
+def test_costs_are_summed_by_rule(costs, tmp_path):
+    with costs.open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["rule"] for row in rows] == ["plot", "distill"]
+    assert rows[1] == {
+        "rule": "distill",
+        "jobs": "2",
+        "total_s": "40.0",
+        "share": "0.400",
+        "median_s": "20.0",
+        "max_s": "30.0",
+        "cpu_s": "37.0",
+        "max_rss_mb": "700",
+    }
+    assert rows[0]["cpu_s"] == rows[0]["max_rss_mb"] == ""
+    text = (tmp_path / "costs.md").read_text()
+    assert "3 jobs, 100 s" in text
+    assert "| `distill` | 2 | 40.0 | 40.0 % |" in text
+
+
+def test_costs_refuse_what_is_no_benchmark(tmp_path):
+    outputs = str(tmp_path / "c.csv"), str(tmp_path / "c.md")
+    with pytest.raises(ValueError, match="run the workflow first"):
+        summarise_costs(str(tmp_path / "none"), *outputs)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/x.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(ValueError, match="no column `s`"):
+        summarise_costs(str(tmp_path / "b"), *outputs)
+
+
+def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_path):
+    figures = [str(tmp_path / "results.svg"), str(tmp_path / "curves.svg")]
+    plot_results(scores, adapters, LAYOUT, figures[:1], figures[1:])
+    table = str(tmp_path / "main.csv")
+    write_tables(scores, LAYOUT, str(tmp_path / "main.tex"), table)
+    flow = tmp_path / "counts.json"
+    flow.write_text(
+        json.dumps(
+            {
+                "convention_note": "the official split",
+                "raw": {"studies": 1000},
+                "flow": [{"rule": "no_findings", "left_out": 250, "remaining": 750}],
+                "used": {split: {"studies": 250, "patients": 99} for split in ("train", "validate", "test")},
+                "images_left_out": [{"study_uid": "s1", "path": SECRET, "problem": "truncated"}],
+            }
+        )
+    )
+    accepted = tmp_path / "acceptance.json"
+    row = {"dataset": "set", "backbone": "tiny", "threshold": ">= 15", "interval": [9.0, 12.0]}
+    rows = [
+        {**row, "criterion": "1. gain", "value": 10.4, "met": False},
+        {**row, "criterion": "3. lowest AUROC of a finding (left nodule)", "value": 0.61, "met": True},
+        {**row, "criterion": "4. limit", "value": 2.5, "met": True, "interval": None},
+    ]
+    accepted.write_text(json.dumps({"met": 2, "criteria": 3, "rows": rows, "numbers": {}}))
+    arguments = {
+        "template": TEMPLATE,
+        "title": "DIVE <here>",
+        "tables": {"main": table},
+        "layouts": {"main": LAYOUT},
+        "figures": {"main": figures},
+        "flows": {"set": str(flow)},
+    }
+    out = tmp_path / "index.html"
+    write_report(
+        str(out),
+        **arguments,
+        acceptance=str(accepted),
+        costs=str(costs),
+        settings={"seeds": [0, 1], "a": {"b": 2}},
+        version="v1",
+    )
+    page = out.read_text()
+    assert "DIVE &lt;here&gt;" in page
+    assert "Constant &lt;report&gt;" in page
+    assert "A &amp; B, Tiny" in page
+    assert '<span class="best">40.0</span>' in page
+    assert "2 of 3" in page
+    assert re.search(r'class="no">✗ not met: 10.40<', page)
+    assert "left nodule" in page
+    assert re.search(r"no findings</td><td class=\"number\">250</td><td class=\"number\">750", page)
+    assert "width:75.0%" in page
+    assert "<code>a.b</code>" in page
+    assert SECRET not in page
+    sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
+    assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert "@import" not in page
+    write_report(str(tmp_path / "small.html"), **{**arguments, "figures": {}, "flows": {}})
+    assert 'id="acceptance"' not in (tmp_path / "small.html").read_text()

@@ -1,0 +1,186 @@
+"""The first page about a run: one HTML file with tables, figures, acceptance, data flow and costs inside it.
+
+Nothing is loaded from elsewhere, and no text of a patient is in it: numbers, names and notes only.
+"""
+
+import base64
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dive.files import atomic_path, read_json
+from dive.reporting.tables import GROUPS, METRICS, Row, blocks, marks, read_csv, table_notes
+
+SPLITS = {"train": "training", "validate": "validation", "test": "test"}
+
+
+def write_report(
+    out: str,
+    template: str,
+    title: str,
+    tables: Mapping[str, str],
+    layouts: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, Sequence[str]],
+    flows: Mapping[str, str],
+    acceptance: str | None = None,
+    costs: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    version: str = "",
+) -> None:
+    """Write the page.
+
+    Args:
+        out: the HTML file.
+        template: ``workflow/templates/report.html.j2``.
+        title: heading of the page.
+        tables: experiment -> CSV of :func:`dive.reporting.tables.write_tables`.
+        layouts: experiment -> the layout of its table, for titles and notes.
+        figures: experiment -> SVG files, shown in this order.
+        flows: dataset -> ``counts.json`` of its selection (raw, flow, used).
+        acceptance: ``acceptance.json`` of the synthetic world; None where there is none.
+        costs: CSV of :func:`dive.reporting.costs.summarise_costs`; None leaves the section out.
+        settings: what of the configuration is shown, nested; printed as dotted keys.
+        version: version of the code, printed below the title.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(Path(template).read_text(encoding="utf-8"))
+    titles = {name: entry["title"] for layout in layouts.values() for name, entry in layout["datasets"].items()}
+    text = page.render(
+        title=title,
+        version=version,
+        experiments=[experiment_section(name, tables[name], layouts[name], figures.get(name, ())) for name in tables],
+        flows=[flow_section(titles.get(name, name), path) for name, path in flows.items()],
+        acceptance=acceptance_section(acceptance) if acceptance else None,
+        costs=cost_section(costs) if costs else None,
+        settings=list(dotted(settings or {})),
+    )
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def experiment_section(name: str, table: str, layout: Mapping[str, Any], figures: Sequence[str]) -> dict[str, Any]:
+    """Cells, notes and figures of one experiment, ready for the template."""
+    rows = read_csv(table)
+    return {
+        "name": name,
+        "columns": [metric.heading for metric in METRICS],
+        "blocks": [
+            {
+                "title": f"{block[0]['dataset_title']}, {block[0]['backbone_title']}",
+                "n": block[0]["n"],
+                "rows": list(_table_rows(block)),
+            }
+            for block in blocks(rows).values()
+        ],
+        "notes": table_notes(rows, layout),
+        "methods": len({row["method"] for row in rows}),
+        "seeds": max(row["seeds"] for row in rows),
+        "figures": [embed_svg(path) for path in figures],
+    }
+
+
+def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    marked, group = marks(block), None
+    for row in block:
+        cells = []
+        for metric in METRICS:
+            value, spread = row[metric.name], row[f"{metric.name}_sd"]
+            cells.append(
+                {
+                    "value": "" if value is None else f"{value:.{metric.decimals}f}",
+                    "spread": "" if spread is None else f"{spread:.{metric.decimals}f}",
+                    "mark": marked.get((row["method"], metric.name), ""),
+                }
+            )
+        yield {
+            "group": GROUPS[row["group"]],
+            "kind": row["group"],
+            "first": row["group"] != group,
+            "title": row["title"],
+            "cells": cells,
+        }
+        group = row["group"]
+
+
+def embed_svg(path: str) -> str:
+    """A data URI of an SVG file; as an image of its own, its identifiers cannot clash with another figure's."""
+    return "data:image/svg+xml;base64," + base64.b64encode(Path(path).read_bytes()).decode("ascii")
+
+
+def flow_section(title: str, path: str) -> dict[str, Any]:
+    """From the raw studies to the used ones, rule by rule; shares are of the raw studies."""
+    counts = read_json(path)
+    raw = counts["raw"]["studies"]
+    used = counts["used"]
+    return {
+        "title": title,
+        "convention": counts.get("convention_note") or counts.get("convention", ""),
+        "raw": raw,
+        "steps": [
+            {
+                "rule": step["rule"].replace("_", " "),
+                "left_out": step["left_out"],
+                "remaining": step["remaining"],
+                "share": step["remaining"] / raw if raw else 0.0,
+            }
+            for step in counts["flow"]
+        ],
+        "used": [
+            {"split": SPLITS[split], "studies": used[split]["studies"], "patients": used[split]["patients"]}
+            for split in SPLITS
+            if split in used
+        ],
+    }
+
+
+def acceptance_section(path: str) -> dict[str, Any]:
+    """Criteria as rows and dataset x backbone as columns: what was measured, its interval, whether it is met."""
+    accepted = read_json(path)
+    pairs = list(dict.fromkeys((row["dataset"], row["backbone"]) for row in accepted["rows"]))
+    # The finding with the lowest AUROC differs from world to world; its name belongs to the cell.
+    lines: dict[str, dict[str, Any]] = {}
+    for row in accepted["rows"]:
+        criterion, _, detail = row["criterion"].partition(" (")
+        line = lines.setdefault(criterion, {"criterion": criterion, "wanted": row["threshold"], "cells": {}})
+        interval = row["interval"]
+        line["cells"][row["dataset"], row["backbone"]] = {
+            "value": f"{row['value']:.2f}",
+            "interval": f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+            "met": row["met"],
+            "detail": detail.rstrip(")"),
+        }
+    return {
+        "met": accepted["met"],
+        "criteria": accepted["criteria"],
+        "pairs": pairs,
+        "lines": [{**line, "cells": [line["cells"].get(pair) for pair in pairs]} for line in lines.values()],
+    }
+
+
+def cost_section(path: str) -> dict[str, Any]:
+    """Rows of the cost table with the length of their bars, and the sums."""
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    longest = max((float(row["total_s"]) for row in rows), default=0.0)
+    return {
+        "jobs": sum(int(row["jobs"]) for row in rows),
+        "total": sum(float(row["total_s"]) for row in rows),
+        "rows": [{**row, "bar": float(row["total_s"]) / longest if longest else 0.0} for row in rows],
+    }
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted key, value) pairs; lists are joined by commas."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, "" if value is None else str(value)

@@ -1,0 +1,49 @@
+"""What a run says at its end: how the synthetic world was accepted, the table, and where everything is.
+
+Run as a module: ``python -m dive.reporting.summary results main``.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dive.reporting.tables import format_table
+
+PLACES = {
+    "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
+    "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
+    "report/index.html": "the page about what was run",
+    "world/acceptance.md": "the acceptance of the synthetic world, on validation",
+    "costs/rules.md": "the measured wall time of every rule",
+    "scores": "scores of every method, seed and study",
+    "generations": "the reports that every method wrote",
+    "adapters": "the trained adapters, each with its model card",
+}
+"""Below the folder of results, in the order of interest."""
+
+
+def summarise_run(results: str, experiments: Sequence[str]) -> str:
+    """The text for a terminal; parts that do not exist (yet) are left out.
+
+    Args:
+        results: folder of the results.
+        experiments: names of the tables to show.
+    """
+    folder = Path(results)
+    parts = []
+    if (acceptance := folder / "world/acceptance.md").is_file():
+        parts.append(acceptance.read_text(encoding="utf-8"))
+    parts += [format_table(str(path)) for name in experiments if (path := folder / f"tables/{name}.csv").is_file()]
+    places = {
+        place.format(experiment=name): what.format(experiment=name)
+        for place, what in PLACES.items()
+        for name in experiments
+    }
+    lines = [f"  {folder / place}: {what}" for place, what in places.items() if (folder / place).exists()]
+    return "\n".join(["", *parts, "Where everything is:", *lines, ""])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m dive.reporting.summary results main [another experiment ...]")
+    sys.stdout.write(summarise_run(sys.argv[1], sys.argv[2:]))
