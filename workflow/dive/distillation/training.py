@@ -225,10 +225,21 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
 
-def batches_of_epoch(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffled effective batches of one epoch; the last may be smaller, none is dropped."""
-    order = stream(seed, "order", epoch).permutation(n).tolist()
-    return [order[i : i + batch_size] for i in range(0, n, batch_size)]
+def batches_of_epoch(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, window: int = 4
+) -> list[list[int]]:
+    """Shuffled effective batches of one epoch, of alike lengths; the last drawn may be smaller, none is dropped.
+
+    Examples are shuffled, sorted by length within ``window`` batches, cut, and the batches shuffled: less padding,
+    while what meets in a batch still changes from epoch to epoch.
+    """
+    draw = stream(seed, "order", epoch)
+    order = draw.permutation(len(lengths)).tolist()
+    batches = []
+    for begin in range(0, len(order), batch_size * window):
+        alike = sorted(order[begin : begin + batch_size * window], key=lambda row: (lengths[row], row))
+        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+    return [batches[i] for i in draw.permutation(len(batches))]
 
 
 def token_weights(kinds: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
@@ -293,10 +304,11 @@ class Run:
         if done is None:
             done = Progress(0, [], [], math.inf, 0, {})
             self._validate(done)
+        lengths = [len(kinds) for kinds in self.kinds[: len(self.queries)]]
         saved = time.monotonic()
         for step in progress(range(done.step, self.total_steps), "distillation steps"):
             epoch, within = divmod(step, self.steps_per_epoch)
-            batch = batches_of_epoch(len(self.queries), self.method["batch_size"], self.seed, epoch)[within]
+            batch = batches_of_epoch(lengths, self.method["batch_size"], self.seed, epoch)[within]
             done.training.append([step + 1, epoch + 1, *self.step(batch, step)])
             done.step = step + 1
             if within == self.steps_per_epoch - 1:
