@@ -16,7 +16,7 @@ rule cache_vision:
         "benchmarks/cache_vision/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         backbone=backbone_for("vision"),
@@ -42,7 +42,7 @@ rule cache_teacher:
         "benchmarks/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         backbone=backbone_for("teacher"),

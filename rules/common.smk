@@ -2,9 +2,8 @@
 
 import os
 import re
+import sys
 from itertools import product
-
-from snakemake.exceptions import WorkflowError
 
 from dive.config import ConfigError, resolve
 from dive.data.roots import check_root
@@ -18,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 try:
     config = resolve(config)
 except ConfigError as error:
-    raise WorkflowError(f"\n{error}") from None
+    sys.exit(str(error))
 
 
 def select_rows(experiment):
@@ -29,18 +28,19 @@ def select_rows(experiment):
 
 ROWS = [row for experiment in config["experiments"] for row in select_rows(experiment)]
 PAIRS = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in ROWS))
+DATASETS = list(dict.fromkeys(dataset for dataset, _ in PAIRS))
 SYNTHETIC = [name for name, dataset in config["datasets"].items() if dataset["synthetic"]]
 TINY = [name for name, backbone in config["backbones"].items() if backbone["tiny"]]
 
 absent = [
     message
-    for name in dict.fromkeys(dataset for dataset, _ in PAIRS)
+    for name in DATASETS
     if name not in SYNTHETIC
     for dataset in [config["datasets"][name]]
     for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
 ]
 if absent:
-    raise WorkflowError("\n" + "\n".join(absent))
+    sys.exit("\n".join(absent))
 
 
 def any_of(names):
@@ -147,6 +147,11 @@ def gpus(wildcards):
     return 0 if config["backbones"][wildcards.backbone]["device"] == "cpu" else 1
 
 
+def memory(wildcards):
+    """Main memory in MB of a job with this backbone: a real one is loaded there before it goes to a device."""
+    return 2000 if wildcards.backbone in TINY else 48000
+
+
 # What is gathered at the end.
 
 
@@ -155,9 +160,9 @@ def probes():
     return [f"results/world/{d}/{b}.json" for d, b in PAIRS if d in SYNTHETIC and b in TINY]
 
 
-def acceptance():
+def acceptance(suffix):
     """The acceptance, where there is a synthetic world to accept."""
-    return ["results/world/acceptance.md"] if probes() else []
+    return [f"results/world/acceptance.{suffix}"] if probes() else []
 
 
 def rows_of(wildcards):
@@ -176,8 +181,34 @@ def adapters_of(wildcards):
     return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in trained for seed in config["seeds"]]
 
 
-def layout_of(wildcards):
+def layout_of(experiment):
     """Titles, notes and groups of what is in an experiment's table, in the order of the configuration."""
-    grid = config["grids"][wildcards.experiment]
-    shown = {kind: {name: config["presentation"][kind][name] for name in names} for kind, names in grid.items()}
+    shown = {
+        kind: {name: config["presentation"][kind][name] for name in names}
+        for kind, names in config["grids"][experiment].items()
+    }
     return {**shown, "shots": config["shots"]}
+
+
+def layout_for(wildcards):
+    """The layout of the experiment that a job is about."""
+    return layout_of(wildcards.experiment)
+
+
+def shown_settings():
+    """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
+    methods = dict.fromkeys(method for _, _, method in ROWS)
+    return {
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "training", "annotation")},
+        "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
+        "methods": {name: config["methods"][name] for name in methods},
+    }
+
+
+def made_at_the_end():
+    """Everything that nothing else is made from, the costs aside."""
+    ends = expand(
+        ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
+        experiment=config["experiments"],
+    )
+    return [*ends, "results/report/index.html", *acceptance("md")]

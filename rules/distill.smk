@@ -21,7 +21,7 @@ rule distill:
     retries: 0
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         backbone=backbone_for("training"),

@@ -17,7 +17,7 @@ rule tabulate:
         mem_mb=500,
     params:
         rows=rows_of,
-        layout=layout_of,
+        layout=layout_for,
         code=code_version("scripts/tabulate.py"),
     message:
         "{wildcards.experiment}: writing the table"
@@ -52,9 +52,62 @@ rule plot:
         mem_mb=1000,
     params:
         rows=rows_of,
-        layout=layout_of,
+        layout=layout_for,
         code=code_version("scripts/plot.py"),
     message:
         "{wildcards.experiment}: drawing the figures"
     script:
         "../scripts/plot.py"
+
+
+rule report:
+    """The page about what was run: tables, figures, what was selected, the acceptance, the settings."""
+    input:
+        template="workflow/templates/report.html.j2",
+        tables=expand("results/tables/{experiment}.csv", experiment=config["experiments"]),
+        results=expand("results/figures/{experiment}.svg", experiment=config["experiments"]),
+        training=expand("results/figures/{experiment}-training.svg", experiment=config["experiments"]),
+        flows=expand("results/splits/{dataset}/counts.json", dataset=DATASETS),
+        acceptance=acceptance("json"),
+    output:
+        "results/report/index.html",
+    log:
+        "logs/report.log",
+    benchmark:
+        "benchmarks/report.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        experiments=config["experiments"],
+        layouts=[layout_of(experiment) for experiment in config["experiments"]],
+        datasets=DATASETS,
+        settings=shown_settings(),
+        code=code_version("scripts/report.py"),
+    message:
+        "writing the page about what was run"
+    script:
+        "../scripts/report.py"
+
+
+rule summarise_costs:
+    """What every rule cost by Snakemake's benchmarks; made last, and no input of anything, since seconds never repeat."""
+    input:
+        made_at_the_end(),
+    output:
+        csv="results/costs/rules.csv",
+        markdown="results/costs/rules.md",
+    log:
+        "logs/summarise_costs.log",
+    benchmark:
+        "benchmarks/summarise_costs.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        benchmarks="benchmarks",
+        code=code_version("scripts/summarise_costs.py"),
+    message:
+        "summarising what every rule cost"
+    script:
+        "../scripts/summarise_costs.py"

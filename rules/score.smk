@@ -44,7 +44,7 @@ rule probe_world:
         "benchmarks/probe_world/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         backbone=backbone_for("generation"),

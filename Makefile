@@ -1,0 +1,82 @@
+# `make reproduce` goes from a bare machine to the paper's main table, `make test` from a bare machine to the tests.
+#
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make reproduce    takes torch from another index (here the CPU build)
+#   CORES=2 make reproduce                                             uses fewer cores than there are
+#   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
+
+PYTHON ?= python3.11
+VENV ?= .venv
+CORES ?= all
+OPTIONS ?=
+TORCH_INDEX ?=
+TEST_WORKERS ?= 2
+
+BIN := $(VENV)/bin
+EXPERIMENTS ?= main
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help install reproduce show test check format schema rulegraph lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make check       lint and format checks only"
+	@echo "make format      format Python and Snakemake files"
+	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
+	@echo "make rulegraph   draw the graph of the rules (needs Graphviz)"
+	@echo "make clean       remove the environment and all that was made, downloads aside"
+
+# The stamps make a second call quick: the environment is brought up to date only when the lock has changed.
+$(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "$(PYTHON) is not on the PATH. Install Python 3.11 (e.g. apt install python3.11 python3.11-venv," >&2; \
+	  echo "pyenv install 3.11, or uv python install 3.11), or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version), but requirements.lock is for Python 3.11." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(VENV)/.installed
+
+reproduce: install
+	snakemake --cores $(CORES) --no-hooks $(OPTIONS)
+	@$(MAKE) --no-print-directory show
+
+show: install
+	@python -m dive.reporting.summary results $(EXPERIMENTS)
+
+check: install
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+
+format: install
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+
+test: install check
+	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --durations=10
+
+schema: install
+	python -m dive.config > workflow/schemas/config.schema.json
+
+rulegraph: install
+	snakemake --rulegraph dot | dot -Tsvg > workflow/report/rulegraph.svg
+
+lock: install
+	{ grep '^#' requirements.lock; python -m pip freeze --all --exclude-editable \
+	  | grep -v -i '^\(pip\|dive\)[ =@]' | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > .requirements.tmp
+	mv .requirements.tmp requirements.lock
+
+clean:
+	rm -rf $(VENV) .snakemake data/synthetic-* data/truth models results logs benchmarks
