@@ -3,6 +3,7 @@
 import copy
 import csv
 import hashlib
+import itertools
 import json
 import math
 import resource
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
+from dive.annotation.alignment import mark_tokens
+from dive.annotation.weights import token_weights, weight_sums
 from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
@@ -34,17 +37,6 @@ TRAINING_COLUMNS = (
     "gradient_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "peak_memory_mib",
 )  # fmt: skip
 VALIDATION_COLUMNS = ("epoch", "step", "cross_entropy", "term_cross_entropy", "studies", "best")
-
-
-OTHER, PATHOLOGY, TERM = range(3)
-
-
-def token_kinds(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], complete: bool) -> list[int]:
-    """Kind of each label: PATHOLOGY where the token shares a character with a span, TERM at a complete report's end."""
-    kinds = [
-        PATHOLOGY if any(start < stop and begin < end for begin, stop in spans) else OTHER for start, end in offsets
-    ]
-    return [*kinds, TERM] if complete else kinds
 
 
 class Prefix(NamedTuple):
@@ -230,9 +222,10 @@ def batches_of_epoch(
 ) -> list[list[int]]:
     """Shuffled effective batches of one epoch, of alike lengths; the last drawn may be smaller, none is dropped.
 
-    Examples are shuffled, sorted by length within ``window`` batches, cut, and the batches shuffled: less padding,
-    while what meets in a batch still changes from epoch to epoch.
+    Examples are shuffled, sorted by length within ``window`` batches (at most half of all), cut, and the batches
+    shuffled: less padding, while what meets in a batch still changes from epoch to epoch.
     """
+    window = max(1, min(window, math.ceil(len(lengths) / batch_size) // 2))
     draw = stream(seed, "order", epoch)
     order = draw.permutation(len(lengths)).tolist()
     batches = []
@@ -242,18 +235,31 @@ def batches_of_epoch(
     return [batches[i] for i in draw.permutation(len(batches))]
 
 
-def token_weights(kinds: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
-    """w_t: ``weights.pathology`` on pathology tokens, ``weights.eos`` on TERM, 1 elsewhere; float32 (N,)."""
-    table = torch.ones(3)
-    table[PATHOLOGY] = weights.get("pathology", 1.0)
-    table[TERM] = weights.get("eos", 1.0)
-    return table.to(kinds.device)[kinds]
+class Supervision(NamedTuple):
+    """How the labels of one report count in the cross-entropy.
+
+    Attributes:
+        weights: w_t of every label (T+1,), float32; (T,) for a cut report.
+        sums: total weight of other tokens, pathology tokens and TERM.
+        complete: whether the last label is TERM.
+    """
+
+    weights: torch.Tensor
+    sums: tuple[float, float, float]
+    complete: bool
 
 
-def weight_shares(kinds: torch.Tensor, weights: torch.Tensor) -> list[float]:
-    """Share of the total weight on other, pathology and TERM tokens; they add up to 1."""
-    total = weights.sum()
-    return [float(weights[kinds == kind].sum() / total) for kind in (OTHER, PATHOLOGY, TERM)]
+def supervise(
+    prompt: Prompt, spans: Sequence[tuple[int, int]], report: str, weights: Mapping[str, float]
+) -> Supervision:
+    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``."""
+    marked = mark_tokens(prompt.offsets, spans, report)
+    pathology, eos = weights.get("pathology", 1.0), weights.get("eos", 1.0)
+    each = token_weights(marked, prompt.complete, pathology, eos)
+    sums = weight_sums(marked, prompt.complete, pathology, eos)
+    return Supervision(
+        torch.tensor(each, dtype=torch.float32), (sums["other"], sums["pathology"], sums["term"]), prompt.complete
+    )
 
 
 class Run:
@@ -261,7 +267,7 @@ class Run:
 
     Args:
         student: the steered backbone over the queries' prompts, followed by the validation studies'.
-        kinds: OTHER, PATHOLOGY or TERM for every label of every prompt.
+        supervision: of every prompt.
         queries: study_uid of the queries.
         teacher: states (n_labels, width) by study_uid, or None where kd is 0; read batch by batch.
         method: optimiser, weights, epochs, batch_size.
@@ -273,7 +279,7 @@ class Run:
     def __init__(
         self,
         student: Student,
-        kinds: Sequence[torch.Tensor],
+        supervision: Sequence[Supervision],
         queries: Sequence[str],
         teacher: Mapping[str, torch.Tensor] | None,
         method: Mapping[str, Any],
@@ -281,14 +287,14 @@ class Run:
         micro_batch: int,
         seed: int,
     ) -> None:
-        self.student, self.kinds, self.queries, self.teacher = student, kinds, queries, teacher
+        self.student, self.queries, self.teacher = student, queries, teacher
+        self.supervision, self.lengths = supervision, [len(of_report.weights) for of_report in supervision]
         self.method, self.loss, self.micro_batch, self.seed = method, loss, micro_batch, seed
         self.backbone, self.intervention = student.backbone, student.steering.intervention
         self.settings = method["optimiser"]
         groups = self.intervention.parameter_groups(self.settings)
         self.rates = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups)
-        self.weights = [token_weights(kind, method.get("weights", {})) for kind in kinds]
         self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
         self.total_steps = self.steps_per_epoch * method["epochs"]
 
@@ -304,7 +310,7 @@ class Run:
         if done is None:
             done = Progress(0, [], [], math.inf, 0, {})
             self._validate(done)
-        lengths = [len(kinds) for kinds in self.kinds[: len(self.queries)]]
+        lengths = self.lengths[: len(self.queries)]
         saved = time.monotonic()
         for step in progress(range(done.step, self.total_steps), "distillation steps"):
             epoch, within = divmod(step, self.steps_per_epoch)
@@ -335,10 +341,9 @@ class Run:
             )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        shares = weight_shares(
-            torch.cat([self.kinds[row] for row in batch]), torch.cat([self.weights[row] for row in batch])
-        )
-        tokens = sum(len(self.kinds[row]) for row in batch)
+        parts = [sum(part) for part in zip(*(self.supervision[row].sums for row in batch), strict=True)]
+        shares = [part / sum(parts) for part in parts]
+        tokens = sum(self.lengths[row] for row in batch)
         seconds = time.perf_counter() - begin
         return [
             *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
@@ -349,9 +354,9 @@ class Run:
 
         Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
         """
-        total_weight = float(sum(self.weights[row].double().sum() for row in batch))
-        total_positions = sum(len(self.kinds[row]) for row in batch)
-        batch = sorted(batch, key=lambda row: (len(self.kinds[row]), row))
+        total_weight = sum(sum(self.supervision[row].sums) for row in batch)
+        total_positions = sum(self.lengths[row] for row in batch)
+        batch = sorted(batch, key=lambda row: (self.lengths[row], row))
         sums = [0.0, 0.0, 0.0]
         for begin in range(0, len(batch), self.micro_batch):
             rows = batch[begin : begin + self.micro_batch]
@@ -361,7 +366,7 @@ class Run:
                     predictions.states,
                     self._teacher_of(rows),
                     predictions.labels,
-                    torch.cat([self.weights[row] for row in rows]),
+                    torch.cat([self.supervision[row].weights for row in rows]).to(self.backbone.device),
                     self.backbone.head,
                     total_weight,
                     total_positions,
@@ -377,9 +382,9 @@ class Run:
         parts = []
         for row in rows:
             states = self.teacher[self.queries[row]]
-            if len(states) != len(self.kinds[row]):
+            if len(states) != self.lengths[row]:
                 raise ValueError(
-                    f"{self.queries[row]}: the teacher has {len(states)} states, the student {len(self.kinds[row])}; "
+                    f"{self.queries[row]}: the teacher has {len(states)} states, the student {self.lengths[row]}; "
                     "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
                 )
             parts.append(states)
@@ -388,19 +393,20 @@ class Run:
     @torch.no_grad()
     def _validate(self, done: Progress) -> None:
         """Uniform cross-entropy of report and terminator on the validation studies; keeps the best state."""
-        rows = sorted(range(len(self.queries), len(self.kinds)), key=lambda row: (len(self.kinds[row]), row))
-        values, kinds = [], []
+        rows = sorted(range(len(self.queries), len(self.lengths)), key=lambda row: (self.lengths[row], row))
+        values, terms = [], []
         for begin in range(0, len(rows), self.micro_batch):
             part = rows[begin : begin + self.micro_batch]
             with explained_memory("backbones.*.batch.training"):
                 predictions = self.student(part)
                 values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
-            kinds += [self.kinds[row] for row in part]
-        each = torch.cat(values)
-        criterion = float(each.mean())
-        term = each[torch.cat(kinds) == TERM]
+            ends = itertools.accumulate(self.lengths[row] for row in part)
+            terms += [
+                values[-1][end - 1] for row, end in zip(part, ends, strict=True) if self.supervision[row].complete
+            ]
+        criterion = float(torch.cat(values).mean())
         epoch = done.step // self.steps_per_epoch
-        done.validation.append([epoch, done.step, criterion, float(term.mean()) if len(term) else "", len(rows)])
+        done.validation.append([epoch, done.step, criterion, _mean(terms), len(rows)])
         if criterion < done.best:
             done.best, done.best_epoch = criterion, epoch
             done.best_state = {k: v.detach().cpu().clone() for k, v in self.intervention.state_dict().items()}
@@ -435,6 +441,10 @@ class Run:
         done = Progress(**saved["progress"])
         log.info("resuming after step %d of %d", done.step, self.total_steps)
         return done
+
+
+def _mean(values: Sequence[torch.Tensor]) -> float:
+    return float(torch.stack(list(values)).mean()) if values else math.nan
 
 
 def peak_memory() -> float:
@@ -515,6 +525,10 @@ def distill(
     members = read_json(pool)
     queries = members["queries"]
     validation = members["validation"][: training["validation_studies"]]
+    if len(validation) < training["validation_studies"]:
+        log.info("only %d validation studies, %d were asked for", len(validation), training["validation_studies"])
+    if not queries or not validation:
+        raise ValueError(f"{pool}: {len(queries)} queries and {len(validation)} validation studies; both are needed")
     targets = read_targets(studies)
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
@@ -524,9 +538,10 @@ def distill(
     )
     if n_cut := sum(not prompt.complete for prompt in prompts):
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
-    kinds = [
-        torch.tensor(token_kinds(prompt.offsets, of_study, prompt.complete), device=loaded.device)
-        for prompt, of_study in zip(prompts, spans_of(spans, [*queries, *validation]), strict=True)
+    uids = [*queries, *validation]
+    supervision = [
+        supervise(prompt, of_study, targets[uid], method.get("weights", {}))
+        for uid, prompt, of_study in zip(uids, prompts, spans_of(spans, uids), strict=True)
     ]
     states = Shards(teacher) if teacher is not None and loss_settings["kd"] else None
 
@@ -541,7 +556,7 @@ def distill(
             backbone["batch"]["training"],
             training.get("prefix_cache_gb", 1.0) * 1e9,
         ),
-        kinds=kinds,
+        supervision=supervision,
         teacher=states,
         queries=queries,
         method=method,
@@ -549,8 +564,9 @@ def distill(
         micro_batch=backbone["batch"]["training"],
         seed=seed,
     )
+    outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = _fingerprint(
-        [backbone, method, training, seed, code_version(__name__, *module_of(method))],
+        [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
         [studies, pool, demonstrations, spans, vision, teacher],
     )
     log.info(
@@ -569,7 +585,7 @@ def distill(
             method,
             describe_backbone(loaded.model, layers, loaded.source, loaded.revision),
             progressed.best_epoch,
-            record(backbone=backbone, method=method, training=training, seed=seed),
+            record(backbone=backbone, method=method, training=outcome, seed=seed),
         )
         _write_rows(folder / "training.csv", TRAINING_COLUMNS, progressed.training)
         best = [[*row, int(row[0] == progressed.best_epoch)] for row in progressed.validation]
