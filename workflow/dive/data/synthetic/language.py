@@ -421,7 +421,7 @@ def runs_on(findings: Findings, style: Style, rng: np.random.Generator) -> bool:
 
 
 def write_boilerplate(rng: np.random.Generator) -> str:
-    """The boilerplate that follows a report of a verbose site, cut off after 8 to 28 words: it has no end of its own."""
+    """The boilerplate that follows a report of a verbose site, cut after 8 to 28 words: it has no end of its own."""
     words = " ".join(BOILERPLATE * 3).split()
     return " ".join(words[: rng.integers(8, 29)])
 

@@ -18,16 +18,16 @@ NOISE = 0.06
 # How bright a finding is, as a part of the gray range. Set so that a small classifier finds each better than
 # by chance and none without error.
 CONTRAST = {
-    "cardiomegaly": 0.22,
-    "effusion": 0.21,
-    "consolidation": 0.32,
-    "pneumothorax": 0.55,
-    "edema": 0.22,
-    "nodule": 0.64,
-    "atelectasis": 0.33,
-    "tube": 0.19,
-    "line": 0.19,
-    "pacemaker": 0.17,
+    "cardiomegaly": 0.14,
+    "effusion": 0.11,
+    "consolidation": 0.23,
+    "pneumothorax": 0.45,
+    "edema": 0.1,
+    "nodule": 0.5,
+    "atelectasis": 0.27,
+    "tube": 0.115,
+    "line": 0.105,
+    "pacemaker": 0.09,
 }
 
 
@@ -114,7 +114,7 @@ def draw_phantom(findings: Findings, rng: np.random.Generator, size: int = PHANT
     if findings.nodule:
         side, zone = findings.nodule_place
         centre = (-0.46 if side == 0 else 0.52) + 0.10 * jitter[12], (-0.36, 0.20)[zone] + 0.12 * jitter[13]
-        image += CONTRAST["nodule"] * 0.6 * _blob(x, y, *centre, 0.055)
+        image += CONTRAST["nodule"] * _blob(x, y, *centre, 0.065)
 
     if findings.atelectasis:
         sign = -1 if findings.atelectasis == 1 else 1
