@@ -1,0 +1,323 @@
+"""Decisive spans of a report by a vocabulary of surface forms, with the polarity of every mention.
+
+The vocabulary is a table that a radiologist can edit (``workflow/resources/vocabulary.csv``): observation, surface,
+class, source. In a surface form ``(s)`` is an optional ending, ``(y|ies)`` a choice, and a blank stands for any
+blanks and hyphens. Case does not matter. Classes: ``observation`` (CheXpert's fourteen), ``pathology`` (further
+ones), ``anatomy``, ``modifier``. Sources: the phrase lists of the CheXpert labeler (Irvin et al. 2019) with their
+inflections, the Fleischner glossary (Hansell et al. 2008), own.
+"""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dive.data.roots import DataError
+from dive.files import atomic_path
+from dive.progress import log, progress
+
+COLUMNS = ("observation", "surface", "class", "source")
+CLASSES = ("observation", "pathology", "anatomy", "modifier")
+POLARITIES = ("positive", "negative", "uncertain")
+
+# An end of a sentence: punctuation before white space (so not the point in "1.5 cm"), or an empty line.
+SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n[^\S\n]*\n")
+
+# Cues as in NegEx and NegBio (Chapman et al. 2001, Peng et al. 2018), cut down to what stands in chest reports.
+# "Before" cues reach forward to the mention, "after" cues backward, neither across a word of CONTRAST.
+PSEUDO = r"no (?:(?:significant|interval|definite|appreciable|relevant|substantial) )*(?:change|increase)|not only|no further"
+UNCERTAIN_BEFORE = (
+    r"can\s*not (?:be )?(?:exclude|rule out)|not (?:be )?(?:exclude|rule out)|difficult to exclude|possibl[ey]|probabl[ey]"
+    r"|likely|may(?: be| represent| reflect)?|might|could|suspected|suspicious for|suspicion (?:of|for)|concerning for"
+    r"|concern for|question(?:able)?(?: of)?|potential|equivocal|versus|suggest(?:s|ing|ive of|ion of)?|if"
+)
+UNCERTAIN_AFTER = (
+    r"(?:can\s*not|could not|not) be (?:entirely |completely )?(?:excluded|ruled out)|not (?:entirely )?excluded|unlikely"
+    r"|versus|(?:is|are|was|were) (?:possible|probable|likely|suspected|questioned|difficult to exclude)"
+)
+NEGATIVE_BEFORE = (
+    r"no(?: evidence of| sign of| signs of| definite)?|not|without|neither|nor|negative for|free of|clear of"
+    r"|absence of|absent|rather than|removal of|resolution of|never|exclude[sd]?|ruled out|rule out"
+)
+NEGATIVE_AFTER = (
+    r"(?:(?:is|are|was|were|has been|have been) )?(?:not|no longer)(?: clearly| definitely)? (?:seen|identified|present"
+    r"|visuali[sz]ed|evident|apparent|demonstrated|appreciated|detected)|(?:is|are|was|were) absent"
+    r"|(?:is|are|was|were|has been|have been) (?:removed|ruled out|excluded|resolved|cleared)"
+    r"|(?:has|have) (?:now |since |completely )*(?:resolved|cleared)"
+)
+CONTRAST = re.compile(
+    r"\b(?:but|however|nevertheless|although|though|yet|except|apart from|aside from|other than|otherwise|secondary to"
+    r"|there (?:is|are))\b|[;:]",
+    re.IGNORECASE,
+)
+COORDINATION = re.compile(r"(?:[\s,/]|\b(?:and|or|nor|the|an?|any)\b)*", re.IGNORECASE)
+
+
+def _cue(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE)
+
+
+_PSEUDO = _cue(PSEUDO)
+# (polarity, whether the cue reaches forward, pattern), the stronger polarity first
+_CUES = (
+    ("uncertain", True, _cue(UNCERTAIN_BEFORE)),
+    ("uncertain", False, _cue(UNCERTAIN_AFTER)),
+    ("negative", True, _cue(NEGATIVE_BEFORE)),
+    ("negative", False, _cue(NEGATIVE_AFTER)),
+)
+
+
+class Span(NamedTuple):
+    """A decisive stretch of a report: characters ``start`` to ``end`` (exclusive)."""
+
+    start: int
+    end: int
+    observation: str
+    polarity: str
+    source: str
+
+
+def read_vocabulary(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
+    """Read the vocabulary's forms of the given classes, expanded and lower-cased: form -> observation.
+
+    Raises:
+        DataError: a column or class is unknown, a form is malformed, or one form stands for two observations; names
+        the line.
+    """
+    unknown = [name for name in classes if name not in CLASSES]
+    if unknown:
+        raise DataError(f"annotation.classes has {', '.join(unknown)}; choose from {', '.join(CLASSES)}")
+    forms: dict[str, str] = {}
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = csv.DictReader(handle)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise DataError(f"{path} must have the columns {', '.join(COLUMNS)}")
+        for line, row in enumerate(rows, start=2):
+            if row["class"] not in CLASSES:
+                raise DataError(f"{path}, line {line}: class {row['class']!r} is none of {', '.join(CLASSES)}")
+            if row["class"] not in classes:
+                continue
+            try:
+                expanded = expand(row["surface"])
+            except ValueError as error:
+                raise DataError(f"{path}, line {line}: {error}") from None
+            for form in expanded:
+                if forms.setdefault(form, row["observation"]) != row["observation"]:
+                    raise DataError(f"{path}, line {line}: {form!r} stands for {forms[form]} already")
+    if not forms:
+        raise DataError(f"{path} has no form of the classes {', '.join(classes) or '(none)'} (annotation.classes)")
+    return forms
+
+
+def expand(surface: str) -> list[str]:
+    """All forms of a surface form: ``opaci(ty|ties)`` -> opacity, opacities; ``effusion(s)`` -> effusion,
+    effusions."""
+    pieces = re.split(r"\(([^()]*)\)", surface.lower())
+    if any("(" in piece or ")" in piece or "|" in piece for piece in pieces[::2]) or not surface.strip():
+        raise ValueError(f"surface form {surface!r} is malformed: (s) is an optional ending, (y|ies) a choice")
+    choices = [
+        [piece] if index % 2 == 0 else (piece.split("|") if "|" in piece else ["", piece])
+        for index, piece in enumerate(pieces)
+    ]
+    return [" ".join(re.split(r"[\s-]+", "".join(parts).strip())) for parts in itertools.product(*choices)]
+
+
+def trie_pattern(forms: Iterable[str]) -> str:
+    """A regular expression for any of the forms, the longest that fits first; shared beginnings are written once.
+
+    As a plain alternation of a thousand forms every word would be tried against each of them.
+    """
+    tree: dict[str, Any] = {}
+    for form in forms:
+        node = tree
+        for character in form:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def write(node: Mapping[str, Any]) -> str:
+        branches = [
+            (r"[\s-]+" if character == " " else re.escape(character)) + write(below)
+            for character, below in sorted(node.items())
+            if character
+        ]
+        if not branches:
+            return ""
+        joined = branches[0] if len(branches) == 1 and "" not in node else f"(?:{'|'.join(branches)})"
+        return f"{joined}?" if "" in node else joined
+
+    return write(tree)
+
+
+class VocabularyAnnotator:
+    """Finds the vocabulary's mentions: ``annotator(text)`` -> spans in order, none overlapping.
+
+    Matching is on characters of the text as written; a mention never crosses the end of a sentence. Where mentions
+    overlap they become one span with the observation of the longest. Negated mentions stay: polarity is an attribute.
+
+    Args:
+        vocabulary: path of the table.
+        classes: which of CLASSES count.
+        include_cues: also mark the cue that makes a mention negative or uncertain ("no", "without"), as a span of its
+            own with the mention's observation and the source ``cue``.
+    """
+
+    def __init__(self, vocabulary: str | Path, classes: Sequence[str], include_cues: bool = False) -> None:
+        self._observation = read_vocabulary(vocabulary, classes)
+        self._include_cues = include_cues
+        # Looked for at the beginning of every word, so that mentions may overlap.
+        self._mention = re.compile(rf"(?<!\w)(?=({trie_pattern(self._observation)})(?!\w))", re.IGNORECASE)
+        self._known: dict[str, list[Span]] = {}
+
+    def __call__(self, text: str) -> list[Span]:
+        """Spans of a text."""
+        spans = []
+        for start, end in sentences(text):
+            sentence = text[start:end]
+            found = self._known.get(sentence)
+            if found is None:
+                if len(self._known) >= 500_000:  # reports repeat their sentences, but not without end
+                    self._known.clear()
+                found = self._known[sentence] = self._annotate(sentence)
+            spans += [span._replace(start=span.start + start, end=span.end + start) for span in found]
+        return spans
+
+    def _annotate(self, sentence: str) -> list[Span]:
+        merged: list[tuple[int, int, str]] = []
+        for match in self._mention.finditer(sentence):
+            start, end = match.span(1)
+            form = " ".join(re.split(r"[\s-]+", match[1].lower()))
+            if merged and start < merged[-1][1]:
+                first, last, observation = merged[-1]
+                longer = end - start > last - first
+                merged[-1] = (first, max(last, end), self._observation[form] if longer else observation)
+            else:
+                merged.append((start, end, self._observation[form]))
+        spans, marks = [], {}
+        cues = find_cues(sentence) if merged else []
+        for (start, end, observation), limit in zip(merged, reaches(sentence, merged), strict=True):
+            polarity, cue = polarity_of(sentence, start, end, limit, cues) if cues else ("positive", None)
+            spans.append(Span(start, end, observation, polarity, "vocabulary"))
+            overlaps = cue and any(cue[0] < last and first < cue[1] for first, last, _ in merged)
+            if self._include_cues and cue and not overlaps:
+                marks.setdefault(cue, Span(*cue, observation, polarity, "cue"))
+        return disjoint([*spans, *marks.values()])
+
+
+def disjoint(spans: Iterable[Span]) -> list[Span]:
+    """Spans in order of their start; of two that overlap the earlier one is kept and the later begins after it."""
+    kept: list[Span] = []
+    for span in sorted(spans):
+        if not kept or span.start >= kept[-1].end:
+            kept.append(span)
+    return kept
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Start and end of every sentence, the final punctuation left out."""
+    spans, start = [], 0
+    for end in SENTENCE_END.finditer(text):
+        spans.append((start, end.start()))
+        start = end.end()
+    return [*spans, (start, len(text))]
+
+
+def reaches(sentence: str, mentions: Sequence[tuple[int, int, str]]) -> list[int]:
+    """How far behind each mention a cue may stand: up to the next mention that is not merely joined to it by "and"."""
+    limits, limit = [], len(sentence)
+    following: int | None = None
+    for start, end, _ in reversed(mentions):
+        if following is not None and not COORDINATION.fullmatch(sentence, end, following):
+            limit = following
+        limits.append(limit)
+        following = start
+    return limits[::-1]
+
+
+def find_cues(sentence: str) -> list[tuple[str, bool, int, int]]:
+    """Cues of a sentence, the stronger polarity first: (polarity, whether it reaches forward, start, end)."""
+    ignored = [match.span() for match in _PSEUDO.finditer(sentence)]
+    return [
+        (polarity, forward, *match.span())
+        for polarity, forward, pattern in _CUES
+        for match in pattern.finditer(sentence)
+        if not any(low <= match.start() < high for low, high in ignored)
+    ]
+
+
+def polarity_of(
+    sentence: str, start: int, end: int, limit: int, cues: Sequence[tuple[str, bool, int, int]]
+) -> tuple[str, tuple[int, int] | None]:
+    """Polarity of the mention at ``start`` to ``end`` of a sentence, and the place of the cue that makes it so.
+
+    A mention is uncertain when a cue of uncertainty reaches it, else negative when a negation does, else positive. Cues
+    behind the mention count up to ``limit``; no cue reaches across a word of CONTRAST.
+    """
+    begin = max((match.end() for match in CONTRAST.finditer(sentence, 0, start)), default=0)
+    stop = CONTRAST.search(sentence, end, limit)
+    limit = stop.start() if stop else limit
+    for polarity, forward, first, last in cues:
+        if (begin <= first and last <= start) if forward else (end <= first and last <= limit):
+            return polarity, (first, last)
+    return "positive", None
+
+
+def build_annotator(settings: Mapping[str, Any], vocabulary: str | Path) -> VocabularyAnnotator:
+    """The annotator that ``annotation`` of the config asks for."""
+    if settings["annotator"] != "vocabulary":
+        raise DataError(f"annotation.annotator is {settings['annotator']!r}; there is: vocabulary")
+    return VocabularyAnnotator(vocabulary, settings["classes"], settings["include_cues"])
+
+
+def annotate_studies(studies: str, vocabulary: str, settings: Mapping[str, Any], out: str) -> None:
+    """Write the decisive spans of every study's target.
+
+    Args:
+        studies: path of ``studies.parquet``.
+        vocabulary: path of the vocabulary table.
+        settings: ``annotation`` of the config: annotator, classes, include_cues.
+        out: parquet to write, a row a span: study_uid, start, end (characters of target), text, observation,
+            polarity, source.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dive.data.studies import read_studies
+
+    annotator = build_annotator(settings, vocabulary)
+    table = read_studies(studies, columns=["study_uid", "target"])
+    columns: dict[str, list[Any]] = {name: [] for name in ("study_uid", "text", *Span._fields)}
+    marked = characters = without = 0
+    pairs = zip(table["study_uid"], progress(table["target"], "reports annotated"), strict=True)
+    for uid, target in pairs:
+        spans = annotator(target)
+        without += not spans
+        characters += len(target)
+        for span in spans:
+            marked += span.end - span.start
+            columns["study_uid"].append(uid)
+            columns["text"].append(target[span.start : span.end])
+            for name, value in span._asdict().items():
+                columns[name].append(value)
+    schema = pa.schema(
+        [
+            ("study_uid", pa.string()),
+            ("start", pa.int32()),
+            ("end", pa.int32()),
+            ("text", pa.string()),
+            ("observation", pa.string()),
+            ("polarity", pa.string()),
+            ("source", pa.string()),
+        ]
+    )
+    with atomic_path(out) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+    share = marked / characters if characters else 0.0
+    log.info(
+        "%d spans in %d reports, %.1f %% of the characters; %d reports have none",
+        len(columns["start"]),
+        len(table),
+        100 * share,
+        without,
+    )
