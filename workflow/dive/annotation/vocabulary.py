@@ -27,25 +27,30 @@ SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n[^\S\n]*\n")
 
 # Cues as in NegEx and NegBio (Chapman et al. 2001, Peng et al. 2018), cut down to what stands in chest reports.
 # "Before" cues reach forward to the mention, "after" cues backward, neither across a word of CONTRAST.
-PSEUDO = r"no (?:(?:significant|interval|definite|appreciable|relevant|substantial) )*(?:change|increase)|not only|no further"
+PSEUDO = (
+    r"no (?:(?:significant|interval|definite|appreciable|relevant|substantial) )*(?:change|increase)"
+    r"|not only|no further"
+)
 UNCERTAIN_BEFORE = (
-    r"can\s*not (?:be )?(?:exclude|rule out)|not (?:be )?(?:exclude|rule out)|difficult to exclude|possibl[ey]|probabl[ey]"
-    r"|likely|may(?: be| represent| reflect)?|might|could|suspected|suspicious for|suspicion (?:of|for)|concerning for"
-    r"|concern for|question(?:able)?(?: of)?|potential|equivocal|versus|suggest(?:s|ing|ive of|ion of)?|if"
+    r"can\s*not (?:be )?(?:exclude|rule out)|not (?:be )?(?:exclude|rule out)|difficult to exclude|possibl[ey]"
+    r"|probabl[ey]|likely|may(?: be| represent| reflect)?|might|could|suspected|suspicious for|suspicion (?:of|for)"
+    r"|concerning for|concern for|question(?:able)?(?: of)?|potential|equivocal|versus|if"
+    r"|suggest(?:s|ing|ive of|ion of)?"
 )
 UNCERTAIN_AFTER = (
-    r"(?:can\s*not|could not|not) be (?:entirely |completely )?(?:excluded|ruled out)|not (?:entirely )?excluded|unlikely"
-    r"|versus|(?:is|are|was|were) (?:possible|probable|likely|suspected|questioned|difficult to exclude)"
+    r"(?:can\s*not|could not|not) be (?:entirely |completely )?(?:excluded|ruled out)|not (?:entirely )?excluded"
+    r"|unlikely|versus|(?:is|are|was|were) (?:possible|probable|likely|suspected|questioned|difficult to exclude)"
 )
 NEGATIVE_BEFORE = (
-    r"no(?: evidence of| sign of| signs of| definite)?|not|without|neither|nor|negative for|free of|clear of"
-    r"|absence of|absent|rather than|removal of|resolution of|never|exclude[sd]?|ruled out|rule out"
+    r"no(?: evidence of| sign of| signs of| definite)?|not|without|neither|nor|negative for|free of|clear of|normal"
+    r"|unremarkable|absence of|absent|rather than|removal of|resolution of|never|exclude[sd]?|ruled out|rule out"
 )
 NEGATIVE_AFTER = (
     r"(?:(?:is|are|was|were|has been|have been) )?(?:not|no longer)(?: clearly| definitely)? (?:seen|identified|present"
     r"|visuali[sz]ed|evident|apparent|demonstrated|appreciated|detected)|(?:is|are|was|were) absent"
     r"|(?:is|are|was|were|has been|have been) (?:removed|ruled out|excluded|resolved|cleared)"
     r"|(?:has|have) (?:now |since |completely )*(?:resolved|cleared)"
+    r"|(?:is|are|remains?|appears?|within) (?:stable and )?(?:within )?(?:normal|unremarkable)(?: limits)?"
 )
 CONTRAST = re.compile(
     r"\b(?:but|however|nevertheless|although|though|yet|except|apart from|aside from|other than|otherwise|secondary to"
@@ -258,7 +263,8 @@ def polarity_of(
     stop = CONTRAST.search(sentence, end, limit)
     limit = stop.start() if stop else limit
     for polarity, forward, first, last in cues:
-        if (begin <= first and last <= start) if forward else (end <= first and last <= limit):
+        reached = begin <= first and last <= start if forward else end <= first and last <= limit
+        if reached:
             return polarity, (first, last)
     return "positive", None
 
