@@ -1,0 +1,251 @@
+"""Rule-based proxies of CheXbert F1 and RadGraph F1, for when the weights of those models are not at hand.
+
+They read a report with the vocabulary of decisive tokens: labels as the CheXpert labeler assigns them (Irvin et
+al., 2019), and a graph in RadGraph's dict form (Jain et al., 2021) scored by the rewards of the radgraph package.
+They are never called by the models' names: they miss what the vocabulary misses, in reference and hypothesis alike.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dive.annotation.vocabulary import (
+    CLASSES,
+    Span,
+    VocabularyAnnotator,
+    find_cues,
+    polarity_of,
+    read_vocabulary,
+    sentences,
+)
+from dive.data.studies import LABELS
+
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
+"""State of a label, coded as CheXbert's four classes."""
+
+STRENGTH = {"negative": 1, "uncertain": 2, "positive": 3}
+"""Several mentions of one observation: positive before uncertain before negative."""
+
+STATES = {"positive": POSITIVE, "negative": NEGATIVE, "uncertain": UNCERTAIN}
+
+FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The five observations of CheXpert's competition, on which CheXbert's "top 5" scores are computed."""
+
+COUNTS = ("tp", "fp", "fn")
+LEVELS = ("simple", "partial", "complete")
+"""The three rewards of the radgraph package, in its order; its "RadGraph F1" is `partial`."""
+
+# Mentions that name the heart or mediastinum without judging it: what the sentence says of them decides.
+_NEUTRAL = re.compile(
+    r"(size|silhouettes?|contours?|shadow|configuration|mediastinum|cardiomediastinum|heart)$", re.IGNORECASE
+)
+_HEART = re.compile(r"\bheart\b", re.IGNORECASE)
+_ENLARGED = re.compile(r"\b(enlarge\w*|widen\w*|dilat\w*|prominen\w*|increased|cardiomegaly)\b", re.IGNORECASE)
+_NORMAL = re.compile(r"\b(normal|unremarkable|not enlarged|within (normal )?limits)\b", re.IGNORECASE)
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+Graph = dict[str, Any]
+
+
+class Lexicon:
+    """Labels and graphs of reports by one vocabulary; texts that were seen are remembered.
+
+    Args:
+        vocabulary: the vocabulary table (observation, surface, class, source).
+    """
+
+    def __init__(self, vocabulary: str) -> None:
+        self._observations = VocabularyAnnotator(vocabulary, ["observation"])
+        self._everything = VocabularyAnnotator(vocabulary, CLASSES)
+        self._class_of = {
+            observation: name for name in CLASSES for observation in read_vocabulary(vocabulary, [name]).values()
+        }
+        self._labels: dict[str, np.ndarray] = {}
+        self._graphs: dict[str, Graph] = {}
+
+    def labels(self, text: str) -> np.ndarray:
+        """States of the fourteen observations in the order of LABELS, int64 (14,).
+
+        "No Finding" is positive where no observation but Support Devices is positive or uncertain, as in the CheXpert
+        labeler; a text without words has no label at all, not even that one.
+        """
+        if text not in self._labels:
+            self._labels[text] = self._read_labels(text)
+        return self._labels[text]
+
+    def _read_labels(self, text: str) -> np.ndarray:
+        strongest: dict[str, str] = {}
+        for start, end in sentences(text):
+            for observation, polarity in self._judge(text[start:end]):
+                if STRENGTH[polarity] > STRENGTH.get(strongest.get(observation, ""), 0):
+                    strongest[observation] = polarity
+        states = np.full(len(LABELS), BLANK)
+        if not text.strip():
+            return states
+        for index, label in enumerate(LABELS):
+            if label in strongest:
+                states[index] = STATES[strongest[label]]
+        findings = [polarity for label, polarity in strongest.items() if label not in ("No Finding", "Support Devices")]
+        states[LABELS.index("No Finding")] = BLANK if {"positive", "uncertain"} & set(findings) else POSITIVE
+        return states
+
+    def _judge(self, sentence: str) -> list[tuple[str, str]]:
+        """Observations of one sentence with their polarity."""
+        judged, neutral = [], []
+        for span in self._observations(sentence):
+            if not _NEUTRAL.search(sentence[span.start : span.end]):
+                judged.append((span.observation, span.polarity))
+            elif span.polarity != "positive":  # a cue such as "normal" reaches it
+                neutral.append((span.observation, span.polarity))
+            else:
+                neutral.append((span.observation, None))
+        if not neutral and _HEART.search(sentence):
+            neutral.append(("Cardiomegaly", "negative" if _NORMAL.search(sentence) else None))
+        enlarged = _ENLARGED.search(sentence) if neutral else None
+        if enlarged:
+            polarity, _ = polarity_of(sentence, *enlarged.span(), len(sentence), find_cues(sentence))
+            return judged + [(observation, polarity) for observation, _ in neutral]
+        return judged + [(observation, polarity) for observation, polarity in neutral if polarity]
+
+    def graph(self, text: str) -> Graph:
+        """Entities and relations of a text in RadGraph's form.
+
+            {"text": ..., "entities": {"1": {"tokens", "label", "start_ix", "end_ix", "relations": [[type, id]]}}}
+
+        Labels: ``Observation::`` definitely present, definitely absent or uncertain, ``Anatomy::definitely present``.
+        ``start_ix`` and ``end_ix`` count words and punctuation marks, both included; tokens are lower-cased. Within a
+        sentence, a modifier modifies the next finding or anatomy (else the last one) and a finding is located at the
+        nearest anatomy; where none is named, at a side that ends the sentence.
+        """
+        if text not in self._graphs:
+            self._graphs[text] = self._read_graph(text)
+        return self._graphs[text]
+
+    def _read_graph(self, text: str) -> Graph:
+        words = [match.span() for match in _WORD.finditer(text)]
+        entities: dict[str, dict[str, Any]] = {}
+        for start, end in sentences(text):
+            spans = self._everything(text[start:end])
+            names = [str(len(entities) + position) for position in range(1, len(spans) + 1)]
+            for name, span in zip(names, spans, strict=True):
+                first, last = start + span.start, start + span.end
+                inside = [index for index, (low, high) in enumerate(words) if low < last and first < high]
+                entities[name] = {
+                    "tokens": " ".join(re.split(r"[\s-]+", text[first:last].lower())),
+                    "label": self._label_of(span),
+                    "start_ix": inside[0],
+                    "end_ix": inside[-1],
+                    "relations": [],
+                }
+            for name, relation in zip(names, self._relate(spans), strict=True):
+                if relation:
+                    kind, target = relation
+                    entities[name]["relations"].append([kind, names[target]])
+        return {"text": text, "entities": entities}
+
+    def _label_of(self, span: Span) -> str:
+        if self._class_of[span.observation] == "anatomy" or span.observation == "Side":
+            return "Anatomy::definitely present"
+        state = {"positive": "definitely present", "negative": "definitely absent", "uncertain": "uncertain"}
+        return f"Observation::{state[span.polarity]}"
+
+    def _relate(self, spans: list[Span]) -> list[tuple[str, int] | None]:
+        """For every span of a sentence its relation and the position of the other span, or None."""
+        kinds = [self._class_of[span.observation] for span in spans]
+        heads = [place for place, kind in enumerate(kinds) if kind != "modifier"]
+        sites = [place for place, kind in enumerate(kinds) if kind == "anatomy"]
+        relations: list[tuple[str, int] | None] = []
+        for place, (span, kind) in enumerate(zip(spans, kinds, strict=True)):
+            later = [head for head in heads if head > place]
+            trailing_side = span.observation == "Side" and not later
+            if kind == "modifier" and heads and not trailing_side:
+                relations.append(("modify", later[0] if later else heads[-1]))
+            elif kind in ("observation", "pathology"):
+                # Without an anatomy a side at the sentence's end is the place: "effusion on the left".
+                places = sorted(sites, key=lambda site: (abs(site - place), site)) or [
+                    other
+                    for other in range(place + 1, len(spans))
+                    if spans[other].observation == "Side" and not any(head > other for head in heads)
+                ]
+                relations.append(("located_at", places[0]) if places else None)
+            else:
+                relations.append(None)
+        return relations
+
+
+def label_counts(hypothesis: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Hits, false alarms and misses of one report by observation, int64 (14, 3); uncertain counts as positive."""
+    said, true = np.isin(hypothesis, (POSITIVE, UNCERTAIN)), np.isin(reference, (POSITIVE, UNCERTAIN))
+    return np.stack([said & true, said & ~true, ~said & true], axis=1).astype(np.int64)
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    """F1 in 0..100 of (..., 3) counts; 0 where there is nothing to find and nothing was found, as in scikit-learn."""
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    total = 2 * tp + fp + fn
+    return 100 * np.divide(2 * tp, total, out=np.zeros_like(total), where=total > 0)
+
+
+def label_scores(counts: np.ndarray) -> dict[str, float | None]:
+    """F1 in 0..100 from summed counts (14, 3): micro (headline) and macro over 14 and 5, and of every observation.
+
+    An observation that is neither in a reference nor in a hypothesis counts 0 in the macro means (scikit-learn's and
+    f1chexbert's convention), and is None by itself.
+    """
+    five = [LABELS.index(label) for label in FIVE]
+    each = _f1(counts)
+    scores: dict[str, float | None] = {
+        "lexicon_label_f1": float(_f1(counts.sum(axis=0))),
+        "lexicon_label_f1_macro": float(each.mean()),
+        "lexicon_label_f1_micro5": float(_f1(counts[five].sum(axis=0))),
+        "lexicon_label_f1_macro5": float(each[five].mean()),
+    }
+    for label, value, total in zip(LABELS, each, counts.sum(axis=1), strict=True):
+        scores[f"lexicon_label_f1/{label}"] = float(value) if total else None
+    return scores
+
+
+def graph_rewards(hypothesis: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Rewards `simple`, `partial` and `complete` of one report in 0..100, as the radgraph package computes them.
+
+    Each is the F1 of two sets. simple: (tokens, label) of every entity; partial: with True where the entity has a
+    relation; complete: (tokens, label, relation, tokens of its target) for every relation, (tokens, label) for
+    entities without. A graph without entities scores 0, against an empty one too.
+    """
+    if not hypothesis["entities"] or not reference["entities"]:
+        return 0.0, 0.0, 0.0
+    simple, partial, complete = (
+        _set_f1(facts(hypothesis["entities"]), facts(reference["entities"]))
+        for facts in (_simple_facts, _partial_facts, _complete_facts)
+    )
+    return simple, partial, complete
+
+
+def _simple_facts(entities: Mapping[str, Any]) -> set[tuple]:
+    return {(entity["tokens"], entity["label"]) for entity in entities.values()}
+
+
+def _partial_facts(entities: Mapping[str, Any]) -> set[tuple]:
+    return {
+        (entity["tokens"], entity["label"], True) if entity["relations"] else (entity["tokens"], entity["label"])
+        for entity in entities.values()
+    }
+
+
+def _complete_facts(entities: Mapping[str, Any]) -> set[tuple]:
+    facts: set[tuple] = set()
+    for entity in entities.values():
+        if not entity["relations"]:
+            facts.add((entity["tokens"], entity["label"]))
+        # The package lower-cases the tokens of related entities only.
+        for kind, target in entity["relations"]:
+            facts.add((entity["tokens"].lower(), entity["label"], kind, entities[target]["tokens"].lower()))
+    return facts
+
+
+def _set_f1(said: set[tuple], true: set[tuple]) -> float:
+    common = len(said & true)
+    return 200 * common / (len(said) + len(true)) if common else 0.0
