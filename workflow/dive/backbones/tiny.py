@@ -10,7 +10,7 @@ generation config), which the general loader reads as it reads MedGemma or Lings
    so learning in context pays; reports that run on into boilerplate have no terminator to learn.
 
 Weight matrices are trained with Muon (momentum orthogonalised by Newton-Schulz iterations; Jordan et al. 2024, scaled
-as in 2502.16982), everything else with AdamW. One thread and fixed seeds: two runs give the same weights, byte for byte.
+as in 2502.16982), everything else with AdamW. One thread and fixed seeds: two runs give the same weights to the byte.
 """
 
 import io

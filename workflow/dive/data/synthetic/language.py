@@ -417,7 +417,7 @@ def write_impression(findings: Findings, style: Style, rng: np.random.Generator)
 
 def runs_on(findings: Findings, style: Style, rng: np.random.Generator) -> bool:
     """Whether a report of a verbose site continues into boilerplate: the likelier the more it has to say."""
-    return style.verbose and rng.random() < 0.15 + 0.85 * findings.count / MOST_FINDINGS
+    return style.verbose and rng.random() < 0.15 + 0.85 * findings.count / (MOST_FINDINGS - 1)
 
 
 def write_boilerplate(rng: np.random.Generator) -> str:
