@@ -187,6 +187,10 @@ def layout_of(experiment):
         kind: {name: config["presentation"][kind][name] for name in names}
         for kind, names in config["grids"][experiment].items()
     }
+    for name, entry in shown["datasets"].items():
+        selection = config["datasets"][name]["selection"]
+        named = ("section", "unit", "views", "convention", "fractions")
+        shown["datasets"][name] = {**entry, "selection": {key: selection[key] for key in named}}
     return {**shown, "shots": config["shots"]}
 
 

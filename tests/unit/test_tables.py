@@ -18,7 +18,7 @@ GROUPS = {
     "dive": ("DIVE", "ours"),
 }
 LAYOUT = {
-    "datasets": {"synthetic-mimic-cxr": {"title": "MIMIC-CXR (synthetic)", "note": "official split, findings section"}},
+    "datasets": {"synthetic-mimic-cxr": {"title": "MIMIC-CXR (synthetic)", "note": "Made here."}},
     "backbones": {"tiny-gemma3": {"title": "Gemma_3 (tiny)"}, "unused": {"title": "Unused", "note": "never shown"}},
     "methods": {name: {"title": title, "group": group} for name, (title, group) in GROUPS.items()},
     "shots": 4,
@@ -90,7 +90,7 @@ def test_notes_and_escaping(table):
     assert r"A note with 5 \% in it." in text
     assert "K = 4" in text
     assert "n = 256" in text
-    assert "official split, findings section." in text
+    assert "MIMIC-CXR (synthetic): Made here." in text
     assert "never shown" not in text
     assert "weights were not given" in text
     assert escape_latex(r"a_b\c~^{#}$") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}\{\#\}\$"
@@ -145,3 +145,15 @@ def test_equal_scores_give_equal_bytes(scores, tmp_path, table):
     again = tmp_path / "again.tex", tmp_path / "again.csv"
     write_tables(scores, LAYOUT, *map(str, again))
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in table]
+
+
+def test_notes_name_convention_section_unit_and_views(scores, tmp_path):
+    selection = {"section": "findings", "unit": "study", "views": "frontal", "convention": "own_split"}
+    name = "synthetic-mimic-cxr"
+    entry = {**LAYOUT["datasets"][name], "selection": {**selection, "fractions": {"validate": 0.1, "test": 0.2}}}
+    write_tables(scores, {**LAYOUT, "datasets": {name: entry}}, str(tmp_path / "x.tex"), str(tmp_path / "x.csv"))
+    wanted = (
+        r"MIMIC-CXR (synthetic): own split by patient (10 \% validation, 20 \% test), findings, one row per study, "
+        "frontal views; Made here."
+    )
+    assert wanted in (tmp_path / "x.tex").read_text()

@@ -55,6 +55,13 @@ METRICS = (
     Metric("length_ratio", ("length", "ratio"), "length", 2, ranked=False),
 )
 
+CONVENTIONS = {
+    "official": "official split",
+    "own_split": "own split by patient",
+    "official_valid": "official validation set as test",
+}
+"""What the notes call ``selection.convention``; scores under different conventions are not comparable."""
+
 IDENTITY = ("dataset", "dataset_title", "backbone", "backbone_title", "method", "title", "group", "n", "seeds")
 """Leading columns of the CSV; ``seeds`` is the number of seeds behind mean and sd."""
 
@@ -213,6 +220,16 @@ def _latex_cell(row: Row, metric: Metric, mark: str | None) -> str:
     return f"{number}&" if spread is None else rf"{number}&$_{{\pm {spread:.{metric.decimals}f}}}$"
 
 
+def describe_selection(selection: Mapping[str, Any]) -> str:
+    """Say which studies a dataset's rows stand for: convention of the split, section, unit, views."""
+    convention = CONVENTIONS[selection["convention"]]
+    if selection["convention"] == "own_split" and selection.get("fractions"):
+        shares = selection["fractions"]
+        convention += f" ({100 * shares['validate']:g} % validation, {100 * shares['test']:g} % test)"
+    section = {"both": "findings and impression"}.get(selection["section"], selection["section"])
+    return f"{convention}, {section}, one row per {selection['unit']}, {selection['views']} views"
+
+
 def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
     """Sentences under the table: what was measured on what, what the marks mean, then the layout's own."""
     seeds = sorted({row["seeds"] for row in rows})
@@ -237,8 +254,10 @@ def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
         )
     for kind in ("datasets", "backbones"):
         for entry in layout[kind].values():
-            if entry.get("note") and any(row[f"{kind[:-1]}_title"] == entry["title"] for row in rows):
-                notes.append(f"{entry['title']}: {entry['note'].rstrip('.')}.")
+            if any(row[f"{kind[:-1]}_title"] == entry["title"] for row in rows):
+                said = [describe_selection(entry["selection"])] if entry.get("selection") else []
+                said += [entry["note"].rstrip(".")] if entry.get("note") else []
+                notes += [f"{entry['title']}: {'; '.join(said)}."] if said else []
     return [*notes, *layout.get("notes", ())]
 
 
@@ -296,9 +315,9 @@ def write_tables(scores: Scores, layout: Mapping[str, Any], out_tex: str, out_cs
     Args:
         scores: (dataset, backbone, method) -> folder with ``summary.json``.
         layout: what the table says beside numbers, in the order wanted:
-            ``datasets`` and ``backbones``: name -> {title, note (optional: one sentence on convention, section,
-            training data ...)}; ``methods``: name -> {title, group}; ``shots``: K; ``caption`` and ``notes``
-            (list of sentences): optional.
+            ``datasets`` and ``backbones``: name -> {title, note (optional, printed below the table)}, datasets also
+            with their ``selection`` (section, unit, views, convention, fractions), which the notes name;
+            ``methods``: name -> {title, group}; ``shots``: K; ``caption`` and ``notes`` (sentences): optional.
         out_tex: the LaTeX table; needs booktabs and graphicx.
         out_csv: the same numbers with four decimals, one row a method.
     """
