@@ -7,7 +7,12 @@ rule tabulate:
         summaries_of,
     output:
         tex="results/tables/{experiment}.tex",
-        csv="results/tables/{experiment}.csv",
+        csv=report(
+            "results/tables/{experiment}.csv",
+            caption="../workflow/report/table.rst",
+            category="Tables",
+            labels={"experiment": "{experiment}", "table": "results"},
+        ),
     log:
         "logs/tabulate/{experiment}.log",
     benchmark:
@@ -70,7 +75,7 @@ rule report:
         flows=expand("results/splits/{dataset}/counts.json", dataset=DATASETS),
         acceptance=acceptance("json"),
     output:
-        "results/report/index.html",
+        report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
     log:
         "logs/report.log",
     benchmark:
@@ -95,7 +100,7 @@ rule summarise_costs:
     input:
         made_at_the_end(),
     output:
-        csv="results/costs/rules.csv",
+        csv=report("results/costs/rules.csv", caption="../workflow/report/costs.rst", category="Costs"),
         markdown="results/costs/rules.md",
     log:
         "logs/summarise_costs.log",
