@@ -103,8 +103,10 @@ class Flow:
 
     def exclude(self, out: np.ndarray, rule: str, detail: Callable[[pd.Series], str] | str) -> None:
         """Leave out the rows where the boolean array ``out`` is true; ``detail`` is a text or makes one from a row."""
-        for _, row in self.studies[out].iterrows():
-            self.excluded.append((row["study_uid"], rule, detail if isinstance(detail, str) else detail(row)))
+        if isinstance(detail, str):
+            self.excluded += [(uid, rule, detail) for uid in self.studies["study_uid"][out]]
+        else:
+            self.excluded += [(row["study_uid"], rule, detail(row)) for _, row in self.studies[out].iterrows()]
         self.studies = self.studies[~out].reset_index(drop=True)
         self.steps.append({"rule": rule, "left_out": int(out.sum()), "remaining": len(self.studies)})
 

@@ -1,0 +1,194 @@
+"""MIMIC-CXR's reader: every layout of the reports, and tables and files that disagree."""
+
+import random
+
+import pandas as pd
+import pytest
+
+from dive.data.mimic_cxr import read
+from dive.data.roots import DataError, check_root, find_reports
+from dive.data.sections import SECTIONED_BY_HAND
+from dive.data.studies import LABELS
+from tests.unit.trees import MimicTree, report, write_csv
+
+
+def excluded(reading):
+    return {uid: rule for uid, rule, _ in reading.excluded}
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["csv.gz", "csv"])
+@pytest.mark.parametrize("reports", ["beside", "folder", "top", "zip"])
+def test_reports_in_every_layout(tmp_path, reports, packed):
+    root = MimicTree(tmp_path).study(split="validate").write(reports, packed=packed)
+    reading = read(root, {})
+    (study,) = reading.studies.to_dict("records")
+    assert (study["study_uid"], study["patient_uid"], study["split"]) == ("s50000001", "p10000001", "validate")
+    assert study["findings"] == "The lungs are clear without effusion."
+    assert study["impression"] == "Normal."
+    assert study["indication"] == "___ with cough."
+    assert study["image_paths"] == ["files/p10/p10000001/s50000001/00000001-00000000-00000000-00000000-00000000.jpg"]
+    assert reading.locate(study["image_paths"][0])[0] == study["image_paths"][0]
+    assert reading.excluded == []
+
+
+def test_reports_elsewhere(tmp_path):
+    root = MimicTree(tmp_path / "jpg").study().write("zip")
+    (root / "mimic-cxr-reports.zip").rename(tmp_path / "texts.zip")
+    selection = {"reports": str(tmp_path / "texts.zip")}
+    assert len(read(root, selection).studies) == 1
+    assert check_root("mimic_cxr", root, "x", selection) == []
+    assert "the reports" in check_root("mimic_cxr", root, "x", {})[0]
+
+
+def test_a_folder_is_read_before_the_zip(tmp_path):
+    tree = MimicTree(tmp_path).study()
+    tree.write("zip")
+    root = tree.write("folder")
+    assert [source.name for source in find_reports(root)] == ["files", "mimic-cxr-reports.zip"]
+
+
+def test_a_report_missing_from_the_folder_is_found_in_the_zip(tmp_path):
+    tree = MimicTree(tmp_path).study().study(50000002, 10000002)
+    tree.write("zip")
+    root = tree.write("beside")
+    (root / "files/p10/p10000002/s50000002.txt").unlink()
+    assert read(root, {}).excluded == []
+
+
+@pytest.mark.parametrize("order", [sorted(LABELS), LABELS[::-1], [*LABELS[3:], *LABELS[:3]]])
+def test_labels_are_read_by_name(tmp_path, order):
+    root = MimicTree(tmp_path).study().write(label_order=order)
+    study = read(root, {}).studies.iloc[0]
+    for index, label in enumerate(LABELS):
+        assert pd.isna(study[label]) if label == "Fracture" else study[label] == index
+
+
+def test_other_label_tables(tmp_path):
+    root = MimicTree(tmp_path).study(split="test").write()
+    names = ["Airspace Opacity" if label == "Lung Opacity" else label for label in sorted(LABELS)]
+    write_csv(root / "mimic-cxr-2.1.0-test-set-labeled.csv", ("study_id", *names), [(50000001, *[1.0] * 14)])
+    assert read(root, {"labels": "test_set_labeled"}).studies["Lung Opacity"].tolist() == [1.0]
+    assert read(root, {"labels": None}).studies[list(LABELS)].isna().all(axis=None)
+    with pytest.raises(DataError, match="negbio"):
+        read(root, {"labels": "negbio"})
+
+
+def test_a_label_table_without_a_label_is_refused(tmp_path):
+    root = MimicTree(tmp_path).study().write()
+    write_csv(root / "mimic-cxr-2.0.0-chexpert.csv.gz", ("subject_id", "study_id", *LABELS[1:]), [])
+    with pytest.raises(DataError, match="has no column No Finding"):
+        read(root, {})
+
+
+def test_an_unlabeled_study_is_kept(tmp_path):
+    root = MimicTree(tmp_path).study().study(50000002, 10000002, labels=False).write()
+    reading = read(root, {})
+    assert len(reading.studies) == 2
+    assert reading.notes["studies_without_labels"] == 1
+
+
+def test_label_rows_without_a_study_are_counted(tmp_path):
+    tree = MimicTree(tmp_path).study()
+    tree.labels.append((10000009, 50000009))
+    assert read(tree.write(), {}).notes["label_rows_without_study"] == 1
+
+
+def test_an_empty_view_position_is_unknown(tmp_path):
+    reading = read(MimicTree(tmp_path).study(views=("", "LATERAL")).write(), {})
+    assert reading.studies["views"].tolist() == [["", "LATERAL"]]
+    assert reading.notes["images_without_view"] == 1
+
+
+def test_images_of_one_table_only(tmp_path):
+    tree = MimicTree(tmp_path).study(views=("PA", "AP")).study(50000002, 10000002)
+    del tree.metadata[1]  # the first study's second image
+    del tree.split[2]  # the second study
+    reading = read(tree.write(), {})
+    assert reading.studies["views"].tolist() == [["PA", ""]]
+    assert excluded(reading) == {"s50000002": "no_split"}
+    assert reading.notes["images_without_metadata"] == 1
+    assert reading.notes["images_without_split"] == 1
+
+
+def test_tables_that_name_another_patient_or_split(tmp_path):
+    tree = MimicTree(tmp_path)
+    for number in range(1, 5):
+        tree.study(50000000 + number, 10000000 + number, views=("PA", "LATERAL"))
+    tree.split[0] = (*tree.split[0][:2], 10000009, "train")
+    tree.split[2] = (*tree.split[2][:3], "test")
+    reading = read(tree.write(), {})
+    assert excluded(reading) == {"s50000001": "tables_disagree", "s50000002": "tables_disagree"}
+    assert reading.studies["study_uid"].tolist() == ["s50000003", "s50000004"]
+
+
+def test_an_image_with_two_rows_is_refused(tmp_path):
+    tree = MimicTree(tmp_path).study()
+    tree.split *= 2
+    with pytest.raises(DataError, match=r"split.*two rows"):
+        read(tree.write(), {})
+
+
+def test_ids_with_prefixes_are_refused_with_the_table_named(tmp_path):
+    tree = MimicTree(tmp_path).study()
+    tree.metadata[0] = (tree.metadata[0][0], "p10000001", "s50000001", "", "PA", 1, 1)
+    with pytest.raises(DataError, match=r"metadata\.csv\.gz.*ids as integers"):
+        read(tree.write(), {})
+
+
+def test_reports_that_cannot_be_used_are_listed(tmp_path):
+    by_hand = int(sorted(SECTIONED_BY_HAND)[0][1:])
+    tree = MimicTree(tmp_path).study(text=False).study(50000002, text="\n FINDINGS: w\xa0th".encode("latin-1"))
+    reading = read(tree.study(by_hand).study(50000004).write(), {})
+    assert excluded(reading) == {
+        "s50000001": "no_report",
+        "s50000002": "undecodable_report",
+        f"s{by_hand}": "sectioned_by_hand",
+    }
+    assert reading.studies["study_uid"].tolist() == ["s50000004"]
+
+
+def test_line_ends_and_white_space(tmp_path):
+    text = report("The lungs\n are   clear.").replace("\n", "\r\n")
+    assert read(MimicTree(tmp_path).study(text=text).write(), {}).studies["findings"].tolist() == [
+        "The lungs are clear."
+    ]
+
+
+def test_findings_may_be_absent_or_repeated(tmp_path):
+    tree = MimicTree(tmp_path).study(text=report(None)).study(50000002, text=report("first") + report("second"))
+    findings = read(tree.study(50000003, text=report(" ")).write(), {}).studies["findings"]
+    assert findings.isna().tolist() == [True, False, True]
+    assert findings[1] == "second"
+
+
+def test_the_order_of_the_tables_does_not_matter(tmp_path):
+    trees = [MimicTree(tmp_path / name) for name in ("a", "b")]
+    for tree in trees:
+        for number in range(1, 8):
+            tree.study(50000000 + number, 10000000 + number % 3, views=("PA", "AP")[: 1 + number % 2])
+    for rows in (trees[1].metadata, trees[1].split, trees[1].labels):
+        random.Random(0).shuffle(rows)
+    first, second = (read(tree.write(), {}).studies for tree in trees)
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_what_is_missing_is_said_at_once(tmp_path):
+    (message,) = check_root("mimic_cxr", tmp_path / "nowhere", "mimic-cxr")
+    for part in (
+        "does not exist",
+        "2.0.0-metadata.csv.gz",
+        "2.0.0-split",
+        "2.0.0-chexpert",
+        "reports",
+        "physionet.org",
+    ):
+        assert part in message
+    assert "datasets.mimic-cxr.root" in message
+    root = MimicTree(tmp_path).study().write("zip")
+    assert check_root("mimic_cxr", root, "mimic-cxr") == []
+    (root / "mimic-cxr-reports.zip").write_bytes(b"PK half a downlo")
+    (root / "mimic-cxr-2.0.0-split.csv.gz").unlink()
+    (message,) = check_root("mimic_cxr", root, "mimic-cxr")
+    assert "interrupted download" in message
+    assert "2.0.0-split" in message
+    assert "2.0.0-metadata" not in message
