@@ -1,0 +1,423 @@
+"""Training from caches equals training with a live teacher and full forward passes, and survives being killed."""
+
+import csv
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dive.backbones.loading import load_backbone
+from dive.backbones.vision import VisionFeatures
+from dive.distillation import training as training_module
+from dive.distillation.cache import cache_teacher, render_supervised
+from dive.distillation.training import Run, Student, batches_of_epoch, distill, learning_rate_factor, supervise
+from dive.shards import Shards
+from dive.steering.adapters import load_adapter
+from dive.steering.attach import Steering
+from dive.steering.base import build_intervention
+from tests.unit.tiny_models import FAMILIES
+from tests.unit.tiny_study import TRAINING, write_study
+
+DIVE = {
+    "module": "dive",
+    "rank": 4,
+    "layers": "all",
+    "positions": "answer",
+    "weights": {"pathology": 3, "eos": 10},
+    "loss": {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0},
+    "optimiser": {"lr": 1e-2, "weight_decay": 1e-3, "warmup": 0.1, "clip": 1.0},
+    "epochs": 3,
+    "batch_size": 4,
+}
+LIVE = {
+    **DIVE,
+    "module": "live",
+    "alpha": 0.1,
+    "weights": {"pathology": 1, "eos": 1},
+    "optimiser": {**DIVE["optimiser"], "lr_a": 1e-2},
+}
+
+
+class World:
+    """A backbone, its study files, its teacher's cache, and prompts of queries and validation studies."""
+
+    def __init__(self, settings, folder, training=TRAINING):
+        self.settings, self.folder, self.training = settings, folder, training
+        self.backbone = load_backbone(settings)
+        self.study = write_study(folder, self.backbone)
+        self.teacher = str(folder / "teacher")
+        self.features = VisionFeatures(self.study.vision)
+        self.uids = [*self.study.members["queries"], *self.study.members["validation"]]
+        self.prompts = self.render(self.uids)
+        cache_teacher(
+            settings, self.study.studies, self.study.demonstrations, self.study.vision, training, self.teacher
+        )
+
+    def render(self, uids, demonstrations=None):
+        limit = self.training["max_report_tokens"]
+        return render_supervised(self.backbone, uids, self.study.targets, self.features.n_tokens, limit, demonstrations)
+
+    def run(self, method, micro_batch=4, limit_bytes=1e9, teacher=True, seed=0, intervention=None):
+        """A ``Run`` on this world's own backbone; the caller detaches its steering."""
+        layers = self.backbone.layers
+        intervention = intervention or build_intervention(method, len(layers), self.backbone.width, seed)
+        student = Student(
+            self.backbone, Steering(layers, intervention), self.prompts, self.features, micro_batch, limit_bytes
+        )
+        spans = training_module.spans_of(self.study.spans, self.uids)
+        supervision = [
+            supervise(prompt, of_study, self.study.targets[uid], method["weights"])
+            for uid, prompt, of_study in zip(self.uids, self.prompts, spans, strict=True)
+        ]
+        loss = {key: method["loss"][key] for key in ("kd", "ce", "temperature")}
+        states = Shards(self.teacher) if teacher else None
+        return Run(student, supervision, self.study.members["queries"], states, method, loss, micro_batch, seed)
+
+    def distill(self, name, method, training=None, seed=0, **changes):
+        out = self.folder / name
+        arguments = {
+            "backbone": self.settings,
+            "method": method,
+            "studies": self.study.studies,
+            "pool": self.study.pool,
+            "demonstrations": None,
+            "spans": self.study.spans,
+            "vision": self.study.vision,
+            "teacher": self.teacher,
+            "training": training or self.training,
+            "seed": seed,
+            "out": str(out),
+            "checkpoint": str(self.folder / f"{name}.checkpoint"),
+        }
+        distill(**{**arguments, **changes})
+        return out
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def world(request, tiny_settings, tmp_path_factory):
+    return World(tiny_settings(request.param), tmp_path_factory.mktemp("world"))
+
+
+def rows_of(path):
+    with Path(path).open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def awake(method, world, seed=0):
+    """An intervention away from zero-shot, so that every parameter has a gradient."""
+    intervention = build_intervention(method, 3, world.backbone.width, seed)
+    draw = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in intervention.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return intervention
+
+
+def plain_hidden(world, prompt):
+    """Final states of one unpadded full prompt, without any cache."""
+    batch = world.backbone.collate([prompt], world.features, part="full")
+    return world.backbone.prefill(batch)[0]
+
+
+def plain_objective(world, intervention, method, rows):
+    """The objective with a live teacher, full forward passes of single examples, and all logits: no cache at all."""
+    head = world.backbone.head
+    terms = []
+    for row in rows:
+        uid, prompt = world.uids[row], world.prompts[row]
+        p, report = prompt.prompt_length, world.study.targets[uid]
+        (taught,) = world.render([uid], world.study.drawn)
+        with torch.no_grad():
+            teacher = head(plain_hidden(world, taught)[taught.prompt_length - 1 :])
+        steered = torch.arange(len(prompt.ids))[None] >= p - 1
+        with Steering(world.backbone.layers, intervention) as steering, steering.at(steered):
+            student = head(plain_hidden(world, prompt)[p - 1 :])
+        labels = torch.tensor([*prompt.ids[p:], world.backbone.term_id])
+        weights = [1.0] * len(labels)
+        for start, end in training_module.spans_of(world.study.spans, [uid])[0]:
+            for t, (a, b) in enumerate(prompt.offsets):
+                if report[max(a, start) : min(b, end)].strip():
+                    weights[t] = float(method["weights"]["pathology"])
+        weights[-1] = float(method["weights"]["eos"])
+        terms.append((torch.tensor(weights), F.cross_entropy(student, labels, reduction="none"), teacher, student))
+    weights = torch.cat([term[0] for term in terms])
+    cross_entropy = (weights * torch.cat([term[1] for term in terms])).sum() / weights.sum()
+    divergence = torch.cat([F.kl_div(s.log_softmax(-1), t.softmax(-1), reduction="none").sum(-1) for *_, t, s in terms])
+    loss = method["loss"]
+    return loss["kd"] * divergence.mean() + loss["ce"] * cross_entropy
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 1e9])
+@pytest.mark.parametrize("micro_batch", [2, 4])
+@pytest.mark.parametrize("method", [DIVE, LIVE], ids=["dive", "live"])
+def test_loss_and_gradient_from_caches_equal_the_plain_implementation(world, method, micro_batch, limit_bytes):
+    intervention = awake(method, world)
+    rows = [0, 3, 1, 4]
+    expected = plain_objective(world, intervention, method, rows)
+    gradients = torch.autograd.grad(expected, list(intervention.parameters()))
+    run = world.run(method, micro_batch, limit_bytes, intervention=intervention)
+    total, *_ = run.accumulate_gradient(rows)
+    run.student.steering.detach()
+    assert total == pytest.approx(float(expected.detach()), abs=1e-5)
+    for (name, parameter), gradient in zip(intervention.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        assert gradient.abs().max() > 0
+
+
+def test_steering_every_position_equals_single_full_passes(world):
+    intervention = awake(DIVE, world)
+    intervention.positions = "all"
+    run = world.run(DIVE, intervention=intervention)
+    rows, singly = [0, 3, 1], []
+    for row in rows:
+        prompt = world.prompts[row]
+        with run.student.steering.at(torch.ones(1, len(prompt.ids), dtype=torch.bool)):
+            singly.append(plain_hidden(world, prompt)[prompt.prompt_length - 1 :])
+    batched = run.student(rows)
+    run.student.steering.detach()
+    torch.testing.assert_close(batched.states, torch.cat(singly), atol=1e-5, rtol=0)
+    assert batched.labels.tolist() == [label for row in rows for label in world.prompts[row].labels]
+
+
+def test_the_first_answer_token_is_distilled_and_nothing_after_the_terminator(world):
+    """Defects 1 and 6: positions p-1 .. p+T-1, TERM from the chat template."""
+    states = Shards(world.teacher)
+    for uid in world.study.members["queries"]:
+        (taught,) = world.render([uid], world.study.drawn)
+        own = world.prompts[world.uids.index(uid)]
+        hidden = plain_hidden(world, taught)
+        n_report = len(taught.ids) - taught.prompt_length
+        assert states[uid].shape == (n_report + 1, world.backbone.width)
+        torch.testing.assert_close(states[uid], hidden[taught.prompt_length - 1 :], atol=1e-5, rtol=0)
+        # The state at the last prompt token predicts y_1; the one at y_T predicts TERM, and TERM is never an input.
+        report = world.backbone.tokenizer.decode(taught.ids[taught.prompt_length :])
+        assert report == world.study.targets[uid]
+        chat = world.backbone.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Report."}], tokenize=False
+        )
+        term = "<end_of_turn>" if "<end_of_turn>" in chat else "<|im_end|>"
+        assert world.backbone.term_id == world.backbone.tokenizer.convert_tokens_to_ids(term)
+        assert own.labels == [*taught.ids[taught.prompt_length :], world.backbone.term_id]
+    run = world.run(DIVE)
+    predictions = run.student([0])
+    run.student.steering.detach()
+    torch.testing.assert_close(
+        predictions.states.detach(), plain_hidden(world, world.prompts[0])[world.prompts[0].prompt_length - 1 :]
+    )
+    assert predictions.labels.tolist() == world.prompts[0].labels  # defect 5: the report and TERM, nothing else
+
+
+def test_only_the_answer_moves_the_loss(world):
+    """Each predicting position has a gradient, no other one has: no label lies in the prompt or after TERM."""
+    run = world.run({**DIVE, "loss": {**DIVE["loss"], "kd": 0.0}}, teacher=False)
+    captured = {}
+    original = run.student.backbone.extend
+
+    def watched(ids, mask, next_position, cache):
+        hidden = original(ids, mask, next_position, cache)
+        hidden.retain_grad()
+        captured.update(hidden=hidden, mask=mask)
+        return hidden
+
+    run.student.backbone.extend = watched
+    try:
+        run.accumulate_gradient([0, 1, 2])
+    finally:
+        del run.student.backbone.extend
+        run.student.steering.detach()
+    touched = captured["hidden"].grad.abs().amax(-1) > 0
+    lengths = sorted(world.prompts[row].n_labels for row in (0, 1, 2))
+    assert touched.sum(-1).tolist() == lengths
+    assert torch.equal(touched, captured["mask"][:, -touched.shape[1] :])
+
+
+def test_padding_that_equals_the_terminator_hides_nothing(world):
+    """Defect 4: masks come from lengths, never from ids != pad."""
+    run = world.run(DIVE)
+    expected = run.accumulate_gradient([0, 1, 4])
+    pad = world.backbone.tokenizer.pad_token_id
+    try:
+        world.backbone.tokenizer.pad_token_id = world.backbone.term_id
+        run.optimiser.zero_grad()
+        assert run.accumulate_gradient([0, 1, 4]) == expected
+        assert (run.student([0, 1]).labels == world.backbone.term_id).sum() == 2
+    finally:
+        world.backbone.tokenizer.pad_token_id = pad
+        run.student.steering.detach()
+
+
+def test_a_cut_report_has_no_terminator(tiny_settings, tmp_path):
+    world = World(tiny_settings("gemma3"), tmp_path, {**TRAINING, "max_report_tokens": 5})
+    states = Shards(world.teacher)
+    for uid, prompt in zip(world.uids, world.prompts, strict=True):
+        assert prompt.n_labels == 5
+        assert world.backbone.term_id not in prompt.labels
+        assert uid not in states or states[uid].shape[0] == 5
+    out = world.distill("cut", {**DIVE, "epochs": 1})
+    assert {row["share_term"] for row in rows_of(out / "training.csv")} == {0.0}
+    assert all(row["term_cross_entropy"] != row["term_cross_entropy"] for row in rows_of(out / "validation.csv"))
+
+
+def test_the_teachers_batch_size_does_not_matter(world, tmp_path):
+    settings = {**world.settings, "batch": {"teacher": 1}}
+    study = world.study
+    out = str(tmp_path / "one")
+    cache_teacher(settings, study.studies, study.demonstrations, study.vision, TRAINING, out)
+    one, three = Shards(out), Shards(world.teacher)
+    assert set(one) == set(three) == set(study.members["queries"])
+    for uid in one:
+        torch.testing.assert_close(one[uid], three[uid], atol=1e-5, rtol=0)
+
+
+def test_training_starts_at_zero_shot_and_improves_validation(world):
+    out = world.distill("dive", DIVE)
+    validation, steps = rows_of(out / "validation.csv"), rows_of(out / "training.csv")
+    assert [row["epoch"] for row in validation] == [0, 1, 2, 3]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    zero_shot = torch.cat(
+        [
+            F.cross_entropy(
+                world.backbone.head(plain_hidden(world, prompt)[prompt.prompt_length - 1 :]),
+                torch.tensor(prompt.labels),
+                reduction="none",
+            )
+            for prompt in world.prompts[-3:]
+        ]
+    )
+    assert validation[0]["cross_entropy"] == pytest.approx(float(zero_shot.mean()), abs=1e-4)
+    assert validation[-1]["cross_entropy"] < validation[0]["cross_entropy"]
+    for row in steps:
+        assert row["share_other"] + row["share_pathology"] + row["share_term"] == pytest.approx(1, abs=1e-5)
+        assert row["loss"] == pytest.approx(row["distillation"] + 0.5 * row["cross_entropy"], rel=1e-4)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+        "training.csv",
+        "validation.csv",
+    ]
+    assert not (world.folder / "dive.checkpoint").exists()
+
+
+def test_the_state_that_is_best_on_validation_is_kept(world):
+    """Defect 10; an objective that only harms must give the initial state back."""
+    harmful = {**DIVE, "loss": {**DIVE["loss"], "kd": 0.0, "ce": -0.5}}
+    out = world.distill("harmed", harmful)
+    rows = rows_of(out / "validation.csv")
+    best = min(rows, key=lambda row: row["cross_entropy"])
+    assert [row["best"] for row in rows] == [float(row is best) for row in rows]
+    assert best["epoch"] == 0
+    assert json.loads((out / "config.json").read_text())["epoch"] == best["epoch"]
+    run = world.run(DIVE, intervention=load_adapter(out, world.backbone.model, world.backbone.layers))
+    done = training_module.Progress(0, [], [], float("inf"), 0, {})
+    run._validate(done)
+    run.student.steering.detach()
+    assert done.best == pytest.approx(best["cross_entropy"], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", [LIVE, {**DIVE, "rank": 0}, {**DIVE, "positions": "all"}], ids=lambda m: m["module"])
+def test_every_method_trains(world, method):
+    rows = rows_of(world.distill("other", method) / "validation.csv")
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+
+
+def test_without_distillation_no_teacher_is_needed(world):
+    method = {**DIVE, "loss": {**DIVE["loss"], "kd": 0.0}}
+    rows = rows_of(world.distill("alone", method, teacher=None) / "training.csv")
+    assert {row["distillation"] for row in rows} == {0.0}
+    with pytest.raises(ValueError, match="no teacher states"):
+        world.distill("orphan", DIVE, teacher=None)
+
+
+def test_a_teacher_of_other_settings_is_refused(world):
+    with pytest.raises(ValueError, match=r"the teacher has \d+ states, the student 6"):
+        world.distill("foreign", DIVE, training={**TRAINING, "max_report_tokens": 6})
+
+
+def test_the_vision_tower_never_runs(world, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the vision tower ran")
+
+    monkeypatch.setattr(type(world.backbone.model), "get_image_features", forbidden)
+    monkeypatch.setattr(type(world.backbone.model.model), "get_image_features", forbidden)
+    world.distill("blind", {**DIVE, "epochs": 1})
+
+
+@pytest.mark.parametrize("kills", [[0], [3], [1, 2, 5]])
+@pytest.mark.parametrize("method", [DIVE, LIVE], ids=["dive", "live"])
+def test_a_killed_run_ends_in_the_same_bits(world, monkeypatch, method, kills):
+    training = {**TRAINING, "checkpoint_seconds": 0}
+    expected = world.distill("whole", method, training)
+    step = Run.step
+    for kill in kills:
+
+        def killed(self, batch, number, kill=kill):
+            if number == kill:
+                raise KeyboardInterrupt
+            return step(self, batch, number)
+
+        monkeypatch.setattr(Run, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.distill("killed", method, training)
+        assert not (world.folder / "killed").exists()
+    monkeypatch.setattr(Run, "step", step)
+    found = world.distill("killed", method, training)
+    for name in ("adapter.safetensors", "config.json", "validation.csv"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes()
+    timed = ("seconds", "tokens_per_second", "peak_memory_mib")
+    for a, b in zip(rows_of(found / "training.csv"), rows_of(expected / "training.csv"), strict=True):
+        assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+    for folder in (found, expected):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(world, monkeypatch):
+    training = {**TRAINING, "checkpoint_seconds": 0}
+    expected = (world.distill("fresh", DIVE, training) / "adapter.safetensors").read_bytes()
+    step = Run.step
+
+    def killed(self, batch, number):
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(self, batch, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "step", killed)
+        world.distill("stale", {**DIVE, "optimiser": {**DIVE["optimiser"], "lr": 0.5}}, training)
+    assert (world.folder / "stale.checkpoint").exists()
+    assert (world.distill("stale", DIVE, training) / "adapter.safetensors").read_bytes() == expected
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world):
+    run = world.run(DIVE)
+    with torch.no_grad():
+        run.intervention.layers["0"].v.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match=r"step 1; lower methods\.\*\.optimiser\.lr"):
+        run.step([0, 1], 0)
+    run.student.steering.detach()
+
+
+def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own():
+    lengths = [30 + i % 7 for i in range(101)]
+    epochs = [batches_of_epoch(lengths, 16, seed=0, epoch=epoch) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(row for batch in batches for row in batch) == list(range(101))
+        assert [len(batch) for batch in batches if len(batch) != 16] == [5]
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == batches_of_epoch(lengths, 16, seed=0, epoch=0)
+    assert epochs[0] != batches_of_epoch(lengths, 16, seed=1, epoch=0)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
+    assert learning_rate_factor(0, 1, 0.0) == 1.0
