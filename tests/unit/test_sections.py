@@ -1,7 +1,7 @@
 """The section parser behaves as the official one: each expectation was checked against MIT-LCP's section_parser.py."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dive.data.sections import SECTIONED_BY_HAND, canonical_name, last_sections, parse_sections
@@ -127,6 +127,7 @@ def test_reports_sectioned_by_hand():
 PIECES = ["\n", " ", "\n \n", "\n FINDINGS: ", "\n IMPRESSION:\n", " FINDINGS:", "\n ET TUBE: ", "text.", "\r", "\t"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_every_section_is_part_of_the_text_in_order(text):
     place = 0
