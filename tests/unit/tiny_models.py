@@ -6,6 +6,7 @@ the real ones are: Gemma 3 has heads * head_dim != width and a sliding window sh
 pads with a token that also ends generation.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def tokenizer(family: str):
         ),
     )
     if family == "gemma3":
-        from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast(
             tokenizer_object=core,
@@ -98,7 +99,7 @@ def tokenizer(family: str):
             },
             chat_template=GEMMA_TEMPLATE,
         )
-    from transformers.models.qwen2.tokenization_qwen2_fast import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast
 
     return Qwen2TokenizerFast(
         tokenizer_object=core,
@@ -221,19 +222,29 @@ def _llava(ids: dict[str, int], vocabulary: int):
 
 
 def _image_processor(family: str):
-    if family == "gemma3":
-        from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
-
-        return Gemma3ImageProcessor(size={"height": 48, "width": 48}, image_seq_length=4)
-    if family == "qwen2_5_vl":
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-
-        return Qwen2VLImageProcessor(
-            patch_size=6, merge_size=2, temporal_patch_size=2, min_pixels=24 * 24, max_pixels=48 * 48
-        )
-    from transformers.models.clip.image_processing_clip import CLIPImageProcessor
-
-    return CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
+    """The processor class that needs PIL alone; transformers 5 has it in a module of its own."""
+    arguments = {
+        "gemma3": {"size": {"height": 48, "width": 48}, "image_seq_length": 4},
+        "qwen2_5_vl": {
+            "patch_size": 6,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "min_pixels": 24 * 24,
+            "max_pixels": 48 * 48,
+        },
+        "llava": {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}},
+    }[family]
+    name, module = {
+        "gemma3": ("Gemma3ImageProcessor", "gemma3"),
+        "qwen2_5_vl": ("Qwen2VLImageProcessor", "qwen2_vl"),
+        "llava": ("CLIPImageProcessor", "clip"),
+    }[family]
+    package = f"transformers.models.{module}"
+    try:
+        found = getattr(import_module(f"{package}.image_processing_pil_{module}"), f"{name}Pil")
+    except ModuleNotFoundError:
+        found = getattr(import_module(f"{package}.image_processing_{module}"), name)
+    return found(**arguments)
 
 
 def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.25) -> Path:
