@@ -18,16 +18,16 @@ NOISE = 0.06
 # How bright a finding is, as a part of the gray range. Set so that a small classifier finds each better than
 # by chance and none without error.
 CONTRAST = {
-    "cardiomegaly": 0.14,
-    "effusion": 0.11,
-    "consolidation": 0.23,
-    "pneumothorax": 0.45,
-    "edema": 0.1,
-    "nodule": 0.5,
-    "atelectasis": 0.27,
-    "tube": 0.115,
-    "line": 0.105,
-    "pacemaker": 0.09,
+    "cardiomegaly": 0.17,
+    "effusion": 0.14,
+    "consolidation": 0.29,
+    "pneumothorax": 0.8,
+    "edema": 0.13,
+    "nodule": 0.62,
+    "atelectasis": 0.32,
+    "tube": 0.125,
+    "line": 0.125,
+    "pacemaker": 0.105,
 }
 
 
