@@ -3,6 +3,8 @@
 The standard library only, so that asking costs nothing.
 """
 
+import itertools
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -54,18 +56,19 @@ def find_reports(base: Path) -> list[Path]:
     if base.suffix == ".zip":
         return [base] if base.is_file() else []
     tops = [base, *(top for top in subfolders(base) if not re.fullmatch(r"p\d\d", top.name))]
-    folders = [place for top in tops for place in (top, top / "files") if (place / "..").exists()]
-    unique = list(dict.fromkeys(folder for folder in folders if has_report(folder)))
-    return unique + sorted(base.glob("*report*.zip"))
+    folders = dict.fromkeys(place for top in tops for place in (top, top / "files") if place.is_dir())
+    return [folder for folder in folders if has_report(folder)] + sorted(base.glob("*report*.zip"))
 
 
 def has_report(folder: Path) -> bool:
-    """Whether ``folder`` has a report in the first patients' folders of any group: ``p10/p10000032/s50414267.txt``."""
+    """Whether ``folder`` has reports as ``p10/p10000032/s50414267.txt``; looks at 20 patients of each group."""
     for group in subfolders(folder):
         if re.fullmatch(r"p\d\d", group.name):
-            for patient in subfolders(group)[:20]:
-                if next(patient.glob("s*.txt"), None) is not None:
-                    return True
+            # Never the whole group, which has thousands of patients on what may be a slow disk.
+            with os.scandir(group) as entries:
+                patients = [Path(entry.path) for entry in itertools.islice(entries, 20)]
+            if any(next(patient.glob("s*.txt"), None) for patient in patients):
+                return True
     return False
 
 
@@ -102,7 +105,7 @@ def missing_chexpert_plus(root: Path, reports: Path | None, labels: str | None) 
     missing = [] if find_chexpert_table(root) else ["df_chexpert_plus_240401.csv"]
     if labels and not (root / "chexbert_labels" / f"{labels}_fixed.json").is_file():
         missing.append(f"chexbert_labels/{labels}_fixed.json (or set selection.labels to null)")
-    if not any((root / place).is_dir() for place in ("PNG", "train", "valid")):
+    if not any(next(root.glob(pattern), None) for pattern in ("PNG", "train", "valid", "patient*")):
         missing.append("the images: PNG/train/patient42142/study5/view1_frontal.png (or PNG/PNG/..., or train/...)")
     return missing
 

@@ -138,6 +138,7 @@ def select(
     choose_text(flow, selection)
     if selection.unit == "image":
         flow.studies = one_row_an_image(flow.studies)
+        flow.steps.append({"rule": "one_row_an_image", "left_out": 0, "remaining": len(flow.studies)})
     left_out = check_images(flow, reading, Path(root), selection)
     notes["unreadable_images"] = len(left_out)
     shared = shared_texts(flow.studies)

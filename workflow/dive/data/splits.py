@@ -4,7 +4,7 @@ import csv
 from typing import Any
 
 from dive.data import chexpert_plus, mimic_cxr
-from dive.data.roots import check_root, require_root
+from dive.data.roots import DataError, check_root, require_root
 from dive.data.selection import SMALL_TEST, Selection, select
 from dive.data.studies import write_studies
 from dive.files import atomic_path, write_json
@@ -34,10 +34,13 @@ def split_dataset(
         DataError: data are missing, unreadable beyond the limit, or patients lie in several splits.
     """
     require_root(reader, root, dataset, selection)
-    rules = Selection.from_config(selection)
     log.info("reading %s at %s", reader, root)
-    reading = READERS[reader](root, selection)
-    selected, left_out, flow = select(reading, root, reader, rules)
+    try:
+        rules = Selection.from_config(selection)
+        reading = READERS[reader](root, selection)
+        selected, left_out, flow = select(reading, root, reader, rules)
+    except DataError as error:
+        raise DataError(f"datasets.{dataset}: {error}") from None
     used = flow["used"]
     for step in flow["flow"]:
         log.info("%-24s left out %7d, remaining %7d", step["rule"], step["left_out"], step["remaining"])
