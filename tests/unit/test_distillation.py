@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from dive.backbones.loading import load_backbone
@@ -259,6 +260,18 @@ def test_a_cut_report_has_no_terminator(tiny_settings, tmp_path):
     out = world.distill("cut", {**DIVE, "epochs": 1})
     assert {row["share_term"] for row in rows_of(out / "training.csv")} == {0.0}
     assert all(row["term_cross_entropy"] != row["term_cross_entropy"] for row in rows_of(out / "validation.csv"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bfloat16_backbone_trains_a_float32_adapter(tiny_settings, tmp_path, family):
+    world = World(tiny_settings(family, dtype="bfloat16"), tmp_path)
+    states = Shards(world.teacher)
+    assert {states[uid].dtype for uid in states} == {torch.bfloat16}
+    out = world.distill("low", DIVE)
+    assert {tensor.dtype for tensor in load_file(out / "adapter.safetensors").values()} == {torch.float32}
+    rows = rows_of(out / "validation.csv")
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+    assert next(world.backbone.model.parameters()).dtype == torch.bfloat16
 
 
 def test_the_teachers_batch_size_does_not_matter(world, tmp_path):
