@@ -55,6 +55,8 @@ def texts(spans, text):
         ("pulmonary vascular congestion and edema", ["pulmonary vascular congestion", "edema"]),
         ("No abnormal findings named here", []),
         ("", []),
+        ("NODULE\u017f, l\u0131ne, effus\u0130on", ["NODULE\u017f", "l\u0131ne", "effus\u0130on"]),
+        ("pleural\u00a0effusion", ["pleural\u00a0effusion"]),
     ],
 )
 def test_mentions(text, expected):

@@ -57,6 +57,8 @@ CONTRAST = re.compile(
     r"|there (?:is|are))\b|[;:]",
     re.IGNORECASE,
 )
+# Letters that case-insensitive matching takes for s, i and k, though they are no upper case of them.
+FOLD = str.maketrans("\u017f\u0130\u0131\u212a", "siik")
 COORDINATION = re.compile(r"(?:[\s,/]|\b(?:and|or|nor|the|an?|any)\b)*", re.IGNORECASE)
 
 
@@ -182,7 +184,7 @@ class VocabularyAnnotator:
             sentence = text[start:end]
             found = self._known.get(sentence)
             if found is None:
-                if len(self._known) >= 500_000:  # reports repeat their sentences, but not without end
+                if len(self._known) >= 100_000:  # reports repeat their sentences, but not without end
                     self._known.clear()
                 found = self._known[sentence] = self._annotate(sentence)
             spans += [span._replace(start=span.start + start, end=span.end + start) for span in found]
@@ -192,7 +194,7 @@ class VocabularyAnnotator:
         merged: list[tuple[int, int, str]] = []
         for match in self._mention.finditer(sentence):
             start, end = match.span(1)
-            form = " ".join(re.split(r"[\s-]+", match[1].lower()))
+            form = " ".join(re.split(r"[\s-]+", match[1].translate(FOLD).lower()))
             if merged and start < merged[-1][1]:
                 first, last, observation = merged[-1]
                 longer = end - start > last - first
