@@ -1,6 +1,8 @@
 """MIMIC-CXR's reader: every layout of the reports, and tables and files that disagree."""
 
 import random
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -192,3 +194,11 @@ def test_what_is_missing_is_said_at_once(tmp_path):
     assert "interrupted download" in message
     assert "2.0.0-split" in message
     assert "2.0.0-metadata" not in message
+
+
+def test_asking_for_the_data_costs_no_imports():
+    code = (
+        "import sys; from dive.data.roots import check_root; check_root('mimic_cxr', '/nowhere', 'x'); "
+        "sys.exit(bool({'numpy', 'pandas', 'pyarrow', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
