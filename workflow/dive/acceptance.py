@@ -257,11 +257,19 @@ def _judge(probe: Mapping[str, Any]) -> list[dict[str, Any]]:
         f">= {LEAST_GROUNDING:g}",
         lambda v: v >= LEAST_GROUNDING,
     )
-    findings = []
+    findings, unmeasured = [], []
     for index, label in enumerate(probe["labels"]):
         point = float(measures.auroc("icl", index, measures.whole)[0])
+        if np.isnan(point):
+            unmeasured.append(label)
+            continue
         low, high = np.nanpercentile(measures.auroc("icl", index, resamples), [2.5, 97.5])
         findings.append((float(low), float(high), point, label))
+    if not findings:
+        raise ValueError(
+            f"{probe['dataset']}: no finding is in some validation studies and not in others, so none has an "
+            "AUROC; raise datasets.*.pool.validation"
+        )
     low, high, point, label = min(findings)
     rows.append(
         {
@@ -271,7 +279,9 @@ def _judge(probe: Mapping[str, Any]) -> list[dict[str, Any]]:
             "value": round(point, 3),
             "interval": [round(low, 3), round(high, 3)],
             "threshold": "interval above .5",
-            "met": low > 0.5,
+            # A finding that all or none of the studies have was not shown to be seen.
+            "met": low > 0.5 and not unmeasured,
+            "unmeasured": unmeasured,
             "findings": {
                 name: {"value": round(middle, 3), "interval": [round(lower, 3), round(upper, 3)]}
                 for lower, upper, middle, name in findings
