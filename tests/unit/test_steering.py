@@ -200,6 +200,17 @@ def test_detaching_restores_the_model_exactly(backbone, method):
     assert not any(layer._forward_pre_hooks for layer in backbone.layers)
 
 
+def test_a_model_is_steered_once_at_a_time(backbone):
+    steered = attach(backbone.model, build_intervention(DIVE, 3, 32, 0))
+    for other in (steered, backbone.model):
+        with pytest.raises(ValueError, match="steered already"):
+            attach(other, build_intervention(LIVE, 3, 32, 0))
+    with pytest.raises(ValueError, match="steered already"):
+        Steering(backbone.layers, build_intervention({**LIVE, "layers": [1]}, 3, 32, 0))
+    steered.detach()
+    attach(backbone.model, build_intervention(LIVE, 3, 32, 0)).detach()
+
+
 def test_live_starts_away_from_the_zero_shot_model(backbone):
     inputs = only_text(inputs_of(backbone, REPORTS[1]))
     expected = backbone.model(**inputs).logits

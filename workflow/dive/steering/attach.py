@@ -1,10 +1,11 @@
 """Steer a model from outside: forward hooks on its decoder layers, and nothing left behind when they are removed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from torch import nn
 from dive.backbones.layers import find_decoder_layers, hidden_of
 from dive.steering.adapters import load_adapter
 from dive.steering.base import Intervention
+
+# Layers that a Steering is on. Two at once would feed one the states that the other made, which no training saw.
+_STEERED: WeakSet[nn.Module] = WeakSet()
 
 
 class Steering:
@@ -28,6 +32,9 @@ class Steering:
     Args:
         layers: decoder layers of the model, in order.
         intervention: moved to the devices of the layers that it steers.
+
+    Raises:
+        ValueError: a layer is steered already.
     """
 
     def __init__(self, layers: Sequence[nn.Module], intervention: Intervention) -> None:
@@ -37,8 +44,10 @@ class Steering:
         self._rows: torch.Tensor | None = None
         self._cached: dict[int, int | None] = {}
         self._handles = []
-        for index in intervention.sites:
-            layer = layers[index]
+        self._layers = [layers[index] for index in intervention.sites]
+        _refuse_steered(self._layers)
+        for index, layer in zip(intervention.sites, self._layers, strict=True):
+            _STEERED.add(layer)
             if (parameter := next(layer.parameters(), None)) is not None:
                 intervention.layers[str(index)].to(parameter.device)
             self._handles += [
@@ -50,7 +59,8 @@ class Steering:
         """Remove the hooks: the model is what it was."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        _STEERED.difference_update(self._layers)
+        self._handles, self._layers = [], []
 
     def __enter__(self) -> "Steering":
         return self
@@ -121,6 +131,11 @@ class Steering:
         return torch.cat([hidden[:, :-1], self.intervention(index, hidden[:, -1])[:, None]], dim=1)
 
 
+def _refuse_steered(modules: Iterable[nn.Module]) -> None:
+    if any(module in _STEERED for module in modules):
+        raise ValueError("the model is steered already; call detach() on what attach returned first")
+
+
 class SteeredModel:
     """A model and the steering on it; every attribute but ``detach`` and ``steering`` is the model's own."""
 
@@ -163,8 +178,10 @@ def attach(
         strict: refuse an adapter that was trained on other weights; False for a quantised copy of the same backbone.
 
     Raises:
-        ValueError: the folder is no adapter, or not one for this model; the message says what differs.
+        ValueError: the folder is no adapter, or not one for this model (the message says what differs), or the model is
+            steered already.
     """
+    _refuse_steered(model.modules())
     layers = find_decoder_layers(model) if layers is None else layers
     intervention = adapter if isinstance(adapter, Intervention) else load_adapter(adapter, model, layers, strict)
     if intervention.sites and max(intervention.sites) >= len(layers):
