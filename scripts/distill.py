@@ -13,7 +13,6 @@ with logged(snakemake.log[0]):
         method=snakemake.params.method,
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
-        demonstrations=None,  # the teacher's states hold what was shown
         spans=snakemake.input.spans,
         vision=snakemake.input.vision,
         teacher=snakemake.input.teacher or None,

@@ -84,7 +84,6 @@ class World:
             "method": method,
             "studies": self.study.studies,
             "pool": self.study.pool,
-            "demonstrations": None,
             "spans": self.study.spans,
             "vision": self.study.vision,
             "teacher": self.teacher,

@@ -485,7 +485,6 @@ def distill(
     method: dict[str, Any],
     studies: str,
     pool: str,
-    demonstrations: str | None,
     spans: str,
     vision: str,
     teacher: str | None,
@@ -504,10 +503,9 @@ def distill(
         method: ``methods.<name>``: module, weights, loss, optimiser, epochs, batch_size, and what the module reads.
         studies: path of ``studies.parquet``.
         pool: path of the pool's JSON: queries and validation studies.
-        demonstrations: path of the drawn demonstrations; the teacher's states were made from them.
         spans: path of the decisive spans.
         vision: folder of the vision features.
-        teacher: folder of the teacher's states; None where ``loss.kd`` is 0.
+        teacher: folder of the teacher's states, which hold what its demonstrations taught; None where ``loss.kd`` is 0.
         training: max_report_tokens, validation_studies; optionally prefix_cache_gb (1), checkpoint_seconds (60).
         seed: fixes initial values and order (demonstrations have their own stream).
         out: adapter folder.
@@ -547,34 +545,22 @@ def distill(
 
     intervention = build_intervention(method, len(layers), loaded.width, seed)
     torch.manual_seed(int(stream(seed, "training").integers(2**63)))  # a method may draw while it trains
-    run = Run(
-        student=Student(
-            loaded,
-            Steering(layers, intervention),
-            prompts,
-            features,
-            backbone["batch"]["training"],
-            training.get("prefix_cache_gb", 1.0) * 1e9,
-        ),
-        supervision=supervision,
-        teacher=states,
-        queries=queries,
-        method=method,
-        loss=loss_settings,
-        micro_batch=backbone["batch"]["training"],
-        seed=seed,
-    )
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = _fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, demonstrations, spans, vision, teacher],
+        [studies, pool, spans, vision, teacher],
     )
-    log.info(
-        "%s: %d parameters on layers %s; %d queries, %d steps, chosen on %d validation studies",
-        method.get("title", method["module"]), intervention.n_parameters, intervention.sites, len(queries),
-        run.total_steps, len(validation),
-    )  # fmt: skip
-    progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
+    at_once = backbone["batch"]["training"]
+    with Steering(layers, intervention) as steering:
+        kept_bytes = training.get("prefix_cache_gb", 1.0) * 1e9
+        student = Student(loaded, steering, prompts, features, at_once, kept_bytes)
+        run = Run(student, supervision, queries, states, method, loss_settings, at_once, seed)
+        log.info(
+            "%s: %d parameters on layers %s; %d queries, %d steps, chosen on %d validation studies",
+            method.get("title", method["module"]), intervention.n_parameters, intervention.sites, len(queries),
+            run.total_steps, len(validation),
+        )  # fmt: skip
+        progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
 
     intervention.load_state_dict(progressed.best_state)
     with atomic_path(out) as folder:
