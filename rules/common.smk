@@ -128,9 +128,8 @@ def backbone_for(batch):
     return settings
 
 
-def training_of(wildcards):
-    """What decides the outcome of training; prefix cache and checkpoints only decide how soon it is there."""
-    return {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
+# Of training, what decides its outcome: prefix cache and checkpoints only decide how soon it is there.
+TRAINING = {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
 
 
 def code_of_method(script):
@@ -203,7 +202,8 @@ def shown_settings():
     """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
     methods = dict.fromkeys(method for _, _, method in ROWS)
     return {
-        **{key: config[key] for key in ("seeds", "shots", "decoding", "training", "annotation")},
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation")},
+        "training": TRAINING,
         "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
         "methods": {name: config["methods"][name] for name in methods},
     }

@@ -26,7 +26,7 @@ rule distill:
     params:
         backbone=backbone_for("training"),
         method=lookup(dpath="methods/{method}", within=config),
-        training=training_of,
+        training=TRAINING,
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         checkpoint="results/checkpoints/distill/{dataset}/{backbone}/{method}/seed{seed}",
         code=code_of_method("scripts/distill.py"),

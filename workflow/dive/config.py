@@ -58,7 +58,7 @@ class Patients(Strict):
 
     train: Positive
     validate_: Annotated[int, Field(ge=1, alias="validate")]
-    test: Positive
+    test: Natural
 
 
 class Synthetic(Strict):

@@ -1,0 +1,87 @@
+"""The whole workflow on a configuration that learns nothing but goes through every stage."""
+
+import csv
+import json
+
+import pytest
+
+from tests.project import ROOT, Project
+
+pytestmark = pytest.mark.xdist_group("end_to_end")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """The project after a complete run, and what it printed."""
+    project = Project(tmp_path_factory.mktemp("end_to_end") / "dive")
+    overlay = (ROOT / "tests/end_to_end/config.yaml").read_text(encoding="utf-8")
+    (project.folder / "small.yaml").write_text(overlay, encoding="utf-8")
+    printed = project.snakemake("--cores", "2", "--configfile", "small.yaml", timeout=580)
+    return project, printed
+
+
+def test_it_ends_with_acceptance_table_and_places(run: tuple[Project, str]) -> None:
+    _, printed = run
+    end = printed[printed.index("# Acceptance of the synthetic world") :]
+    assert "MIMIC-CXR (synthetic), Gemma 3 (tiny) (n = 8)" in end
+    assert "results/tables/main.tex" in end
+    assert "results/costs/rules.md" in end
+
+
+def test_then_there_is_nothing_to_do(run: tuple[Project, str]) -> None:
+    project, _ = run
+    assert project.planned("--configfile", "small.yaml") == {}
+
+
+def test_the_table_has_every_row_and_no_invented_number(run: tuple[Project, str]) -> None:
+    project, _ = run
+    with (project.folder / "results/tables/main.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    methods = ["constant", "zero_shot", "icl", "live", "dive"]
+    assert [row["method"] for row in rows] == 2 * methods
+    for row in rows:
+        assert row["bleu4"]
+        # Their weights are not there: empty, never zero.
+        assert row["radgraph_f1"] == row["chexbert_f1"] == ""
+    assert r"\toprule" in (project.folder / "results/tables/main.tex").read_text(encoding="utf-8")
+
+
+def test_the_costs_name_every_rule(run: tuple[Project, str]) -> None:
+    project, _ = run
+    with (project.folder / "results/costs/rules.csv").open(encoding="utf-8", newline="") as file:
+        measured = {row["rule"] for row in csv.DictReader(file)}
+    rules = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    assert rules - measured == {"summarise_costs"}
+
+
+def test_results_name_no_machine_and_no_user(run: tuple[Project, str]) -> None:
+    """Records, tables and pages are the same wherever they are made."""
+    project, _ = run
+    place = str(project.folder)
+    texts = [
+        path
+        for path in (project.folder / "results").rglob("*")
+        if path.suffix in (".json", ".csv", ".tex", ".md", ".html", ".svg") and "costs" not in path.parts
+    ]
+    assert texts
+    for path in texts:
+        assert place not in path.read_text(encoding="utf-8"), path
+
+
+def test_training_again_gives_the_same_bytes(run: tuple[Project, str]) -> None:
+    """The adapter and its course on validation; training.csv also holds seconds, which never repeat."""
+    project, _ = run
+    adapter = project.folder / "results/adapters/synthetic-mimic-cxr/tiny-gemma3/dive/seed0"
+    files = [adapter / name for name in ("adapter.safetensors", "config.json", "validation.csv")]
+    before = [file.read_bytes() for file in files]
+    target = str(adapter.relative_to(project.folder))
+    project.snakemake("--cores", "2", "--configfile", "small.yaml", "--no-hooks", "--force", target)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_the_acceptance_is_honest(run: tuple[Project, str]) -> None:
+    """Untrained backbones meet no criterion, and the run says so rather than failing or bending one."""
+    project, _ = run
+    verdict = json.loads((project.folder / "results/world/acceptance.json").read_text(encoding="utf-8"))
+    assert verdict["criteria"] == 3 * 8
+    assert verdict["met"] < verdict["criteria"]

@@ -1,0 +1,139 @@
+"""The configuration's model: what it accepts, what it says, and the schema that editors read."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dive.config import Config, ConfigError, json_schema, overlay, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def overlaid(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return overlay(config, yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+
+
+def errors_of(config: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        resolve(config)
+    return [line.strip() for line in str(raised.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize("name", ["config/paper.yaml", "tests/end_to_end/config.yaml"])
+def test_overlays_are_valid(config: dict[str, Any], name: str) -> None:
+    resolve(overlaid(config, name))
+
+
+def test_the_default_is_complete_and_plain(config: dict[str, Any]) -> None:
+    resolved = resolve(config)
+    assert json.loads(json.dumps(resolved)) == resolved
+    assert resolved["methods"]["dive_static_uniform"]["rank"] == 0
+    assert resolved["methods"]["dive_static_uniform"]["weights"] == {"pathology": 1.0, "eos": 1.0}
+    assert resolved["methods"]["dive_static_uniform"]["optimiser"] == resolved["methods"]["dive"]["optimiser"]
+    assert resolved["methods"]["dive_no_teacher"]["loss"]["kd"] == 0
+    assert resolved["methods"]["dive_no_teacher"]["loss"]["ce"] == resolved["methods"]["dive"]["loss"]["ce"]
+
+
+def test_presentation_is_apart(config: dict[str, Any]) -> None:
+    resolved = resolve(config)
+    for kind in ("datasets", "backbones", "methods"):
+        for name, entry in resolved[kind].items():
+            assert not {"title", "note", "group", "like"} & set(entry)
+            assert resolved["presentation"][kind][name]["title"]
+
+
+def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
+    """Neither the order of keys nor 1 for 1.0 is a change: Snakemake compares the text of params."""
+    other = copy.deepcopy(config)
+    dive = other["methods"]["dive"]
+    dive["loss"] = dict(reversed(dive["loss"].items())) | {"kd": 1}
+    other["methods"]["dive"] = dict(reversed(dive.items()))
+    assert repr(resolve(other)["methods"]["dive"]) == repr(resolve(config)["methods"]["dive"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("methods.dive.rank", -1, "methods.dive.rank: must be greater than or equal to 0, not -1"),
+        ("methods.dive.rnak", 4, "methods.dive.rnak: unknown key; did you mean rank?"),
+        ("methods.dive.loss.hidden", 1.0, "methods.dive.loss.hidden: needs the teacher's states of all layers"),
+        ("methods.dive.like", "dive_static", "methods.dive.like: 'dive' inherits from itself"),
+        ("methods.dive_static.like", "dvie", "methods.dive_static.like: 'dvie' is unknown; did you mean dive?"),
+        ("methods.live.module", "mimic", "methods.live: kind must be constant, prompt or steering"),
+        ("methods.icl.demonstrations", "some", 'methods.icl.demonstrations: must be a valid boolean, not "some"'),
+        ("methods.a b", {"like": "dive"}, "methods.a b: a name becomes a folder"),
+        ("grids.main.methods", ["dive", "dive"], "grids.main.methods.1: 'dive' is there twice"),
+        ("grids.main.backbones", ["tiny-gemma"], "did you mean tiny-gemma3?"),
+        ("experiments", ["mian"], "experiments.0: 'mian' is not among grids; did you mean main?"),
+        ("seeds", [0, 0], "seeds.1: 0 is there twice"),
+        ("shots", 500, "pool.demonstrations: must be at least shots, which is 500"),
+        ("world", None, "world: must be a mapping, not null"),
+        ("decodign", {}, "decodign: unknown key; did you mean decoding?"),
+        ("training.validation_studies", 500, "pool.validation: must be at least training.validation_studies, 500"),
+        ("datasets.synthetic-mimic-cxr.root", "elsewhere", "root: must be data/synthetic-mimic-cxr"),
+        (
+            "datasets.synthetic-mimic-cxr.selection.convention",
+            "official_valid",
+            "mimic_cxr offers official",
+        ),
+        ("datasets.synthetic-mimic-cxr.selection.min_words", 301, "selection.min_words: must not exceed max_words"),
+        ("backbones.tiny-gemma3.path", "x", "path: must be models/tiny-gemma3"),
+        ("backbones.tiny-gemma3.device", "gpu", "backbones.tiny-gemma3.device: must match pattern"),
+        ("methods.dive.loss", {"kd": 0, "ce": 0, "hidden": 0}, "nothing would be learned"),
+    ],
+)
+def test_an_error_names_path_and_remedy(config: dict[str, Any], path: str, value: Any, message: str) -> None:
+    # Names of datasets hold no dots here, so the path can be cut at them.
+    *parents, last = path.split(".")
+    entry = config
+    for parent in parents:
+        entry = entry[parent]
+    entry[last] = value
+    assert any(message in line for line in errors_of(config)), errors_of(config)
+
+
+def test_all_errors_come_at_once_and_inherited_ones_once(config: dict[str, Any]) -> None:
+    config["methods"]["dive"]["rank"] = "many"
+    config["methods"]["dive"]["epochs"] = 0
+    config["seeds"] = []
+    del config["annotation"]
+    lines = errors_of(config)
+    wrong = ["annotation", "methods.dive.epochs", "methods.dive.rank", "seeds"]
+    assert sorted(line.split(":")[0] for line in lines) == wrong
+
+
+@pytest.mark.parametrize("garbage", [None, -3, "text", [], {}, {"methods": 3}, {"main": None, "dive": []}])
+def test_garbage_is_told_not_raised(config: dict[str, Any], garbage: Any) -> None:
+    for key in config:
+        assert errors_of({**config, key: garbage})
+
+
+def test_the_schema_in_the_repository_is_the_model_s() -> None:
+    stored = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
+    assert stored == json_schema(), "run `make schema`"
+
+
+def test_the_schema_accepts_the_file_as_it_is_written(config: dict[str, Any]) -> None:
+    jsonschema.validate(config, json_schema())
+    config["methods"]["dive"]["rank"] = -1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config, json_schema())
+
+
+def test_every_key_is_explained_where_it_stands(config: dict[str, Any]) -> None:
+    """config.yaml gives every key of the model once, so that its comments can explain it: the model has no defaults."""
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    optional = {"like", "note"}
+    for definition in (Config.model_json_schema(by_alias=True), *Config.model_json_schema()["$defs"].values()):
+        for key in definition.get("properties", {}):
+            assert key in optional or f"{key}:" in text, f"{key} is not in config.yaml"

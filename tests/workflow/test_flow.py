@@ -1,0 +1,109 @@
+"""The flow as it is written: lint, format, names, and what a dry run lists."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.project import ROOT, Project
+
+RULES = sorted(ROOT.glob("rules/*.smk"))
+SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
+NAMES = [name for path in RULES for name in re.findall(r"^rule (\w+):", path.read_text(), flags=re.MULTILINE)]
+
+
+def test_lint_has_nothing_to_say_but_conda(fresh: Project) -> None:
+    printed = fresh.run("snakemake", "--lint").stdout
+    titles = re.findall(r"^    \* (.*):$", printed, flags=re.MULTILINE)
+    assert set(titles) <= {"Specify a conda environment or container for each rule."}, printed
+
+
+def test_every_rule_has_its_script_and_every_script_its_rule() -> None:
+    assert sorted(NAMES) == [path.stem for path in SCRIPTS]
+    for path in RULES:
+        for name, script in re.findall(
+            r'^rule (\w+):.*?script:\s+"\.\./scripts/(\w+)\.py"', path.read_text(), flags=re.MULTILINE | re.DOTALL
+        ):
+            assert name == script
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_says_what_it_needs(name: str) -> None:
+    text = next(text for path in RULES if f"rule {name}:\n" in (text := path.read_text()))
+    rule = re.search(rf"^rule {name}:\n((?:    .*\n|\n)*)", text, flags=re.MULTILINE).group(1)
+    for directive in ("log", "benchmark", "params", "threads", "resources", "message", "script"):
+        assert re.search(rf"^    {directive}:", rule, flags=re.MULTILINE), f"{name} has no {directive}"
+    assert f'"scripts/{name}.py"' in rule, f"{name} has no code version of its own script"
+    assert not re.search(r"^    run:", rule, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_thin(path: Path) -> None:
+    """Fewer than 60 lines and one call into the package; the configuration's model is never imported."""
+    text = path.read_text()
+    assert len(text.splitlines()) < 60
+    modules = [node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    ours = [module for module in modules if module.startswith("dive.")]
+    assert len(ours) == 2
+    assert "dive.progress" in ours
+    assert "dive.config" not in text
+
+
+def test_the_top_level_holds_what_the_design_lists() -> None:
+    listed = {
+        ".ci", ".dvc", ".dvcignore", ".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md",
+        "Snakefile", "config", "config.yaml", "dvc.yaml", "profiles", "pyproject.toml", "requirements.lock", "rules",
+        "scripts", "tests", "workflow",
+    }  # fmt: skip
+    assert listed <= {path.name for path in ROOT.iterdir()}
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 45
+
+
+def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
+    planned = fresh.planned()
+    datasets, backbones, seeds = 2, 2, 3
+    pairs = datasets * backbones
+    # 6 methods are trained; these and in-context learning have 3 seeds, zero-shot and blank image one.
+    assert planned == {
+        "synthesize": datasets,
+        "build_backbone": backbones,
+        "split": datasets,
+        "annotate": datasets,
+        "select": datasets,
+        "demonstrate": datasets * seeds,
+        "cache_vision": pairs,
+        "cache_teacher": pairs * seeds,
+        "distill": pairs * 6 * seeds,
+        "generate": pairs * (7 * seeds + 2),
+        "repeat_report": datasets,
+        "score": pairs * 10,
+        "probe_world": pairs,
+        "accept_world": 1,
+        "tabulate": 1,
+        "plot": 1,
+        "report": 1,
+        "summarise_costs": 1,
+    }
+
+
+def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:
+    fresh.edit("config.yaml", "      - live\n      - dive\n      - dive_static\n      - dive_uniform\n", "")
+    fresh.edit("config.yaml", "      - dive_static_uniform\n", "")
+    planned = fresh.planned()
+    assert planned["distill"] == 12
+    assert "cache_teacher" not in planned
+
+
+def test_a_dry_run_starts_fast(fresh: Project) -> None:
+    """What it computes before the first job, not what other processes leave it: CPU seconds."""
+    done = fresh.run("bash", "-c", "time snakemake --dry-run --quiet")
+    minutes, seconds = re.search(r"user\s+(\d+)m([\d.]+)s", done.stdout).groups()
+    assert 60 * int(minutes) + float(seconds) < 10
+
+
+def test_the_default_profile_ignores_modification_times_of_scripts() -> None:
+    profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
+    assert "code" not in profile["rerun-triggers"]
+    assert {"mtime", "params", "input"} <= set(profile["rerun-triggers"])

@@ -1,0 +1,108 @@
+"""What a change reruns, and nothing else: dry runs on a finished tree."""
+
+import os
+
+import pytest
+
+from tests.project import Project
+
+pytestmark = pytest.mark.xdist_group("reruns")
+
+PAIRS = 4
+"""Datasets times backbones."""
+
+LAST = {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+"""What gathers the scores of everything."""
+
+
+def retrained(methods: int) -> dict[str, int]:
+    """The jobs of some steering methods of one seed, and of what gathers them."""
+    jobs = PAIRS * methods
+    return {"distill": jobs, "generate": jobs, "score": jobs, **LAST}
+
+
+def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
+    project.edit("config.yaml", "rank: 16 ", "rank: 8 ")
+    assert project.planned() == retrained(3)
+    methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
+    assert methods == {"dive", "dive_uniform", "dive_no_teacher"}
+
+
+def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
+    project.edit("config.yaml", "weights: {pathology: 3, eos: 10}", "weights: {pathology: 3, eos: 5}")
+    assert project.planned() == retrained(3)
+    methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
+    assert methods == {"dive", "dive_static", "dive_no_teacher"}
+
+
+def test_a_seed_adds_its_own_files(project: Project) -> None:
+    project.edit("config.yaml", "seeds: [0]", "seeds: [0, 1]")
+    trained, shown = 6, 1
+    assert project.planned() == {
+        "demonstrate": 2,
+        "cache_teacher": PAIRS,
+        "distill": PAIRS * trained,
+        "generate": PAIRS * (trained + shown),
+        "score": PAIRS * (trained + shown),
+        **LAST,
+    }
+    assert not any("seed0" in path for path in project.planned_files())
+
+
+def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
+    project.edit("config.yaml", "max_new_tokens: 128", "max_new_tokens: 96")
+    with_model, constant = 9, 1
+    # The constant report needs no decoding, and nothing of its rows changes.
+    assert project.planned() == {
+        "generate": PAIRS * with_model,
+        "score": PAIRS * (with_model + constant) - PAIRS * constant,
+        "probe_world": PAIRS,
+        "accept_world": 1,
+        **LAST,
+    }
+
+
+def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
+    project.edit("config.yaml", "title: DIVE\n", "title: DIVE (ours)\n")
+    assert project.planned() == LAST
+
+
+def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
+    project.edit("config.yaml", "checkpoint_seconds: 60", "checkpoint_seconds: 30")
+    assert project.planned() == {}
+    project.edit("config.yaml", "teacher: 8,", "teacher: 4,")
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
+
+
+def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
+    os.utime(project.folder / "scripts/distill.py")
+    os.utime(project.folder / "workflow/dive/distillation/training.py")
+    project.edit("scripts/generate.py", "with logged", "# A comment.\n\n\nwith logged")
+    assert project.planned() == {}
+
+
+def test_a_module_reruns_those_that_import_it(project: Project) -> None:
+    with (project.folder / "workflow/dive/reporting/tables.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned() == LAST
+
+
+def test_a_method_s_module_reruns_that_method(project: Project) -> None:
+    with (project.folder / "workflow/dive/steering/live.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned() == retrained(1)
+    methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
+    assert methods == {"live"}
+
+
+def test_the_configuration_s_model_reruns_nothing(project: Project) -> None:
+    with (project.folder / "workflow/dive/config.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned() == {}
+
+
+def test_the_vocabulary_reruns_annotation_and_lexicon_scores(project: Project) -> None:
+    with (project.folder / "workflow/resources/vocabulary.csv").open("a") as file:
+        file.write("\n")
+    assert {"annotate", "score"} <= set(project.planned())
+    assert not {"split", "cache_vision", "cache_teacher"} & set(project.planned())

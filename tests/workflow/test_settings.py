@@ -1,0 +1,84 @@
+"""What is wrong with settings or data is said at once and before any job."""
+
+import gzip
+
+import yaml
+
+from tests.project import Project
+
+MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
+
+
+def test_all_errors_are_told_at_once_without_a_traceback(fresh: Project) -> None:
+    fresh.edit("config.yaml", "rank: 16 ", "rank: -1 ")
+    fresh.edit("config.yaml", "      - dive_uniform\n", "      - dive_unifrom\n")
+    fresh.edit("config.yaml", "section: findings ", "sectoin: findings ")
+    done = fresh.run("snakemake", "--dry-run")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    for line in (
+        "methods.dive.rank: must be greater than or equal to 0, not -1",
+        "grids.main.methods.7: 'dive_unifrom' is not among methods; did you mean dive_uniform?",
+        "datasets.synthetic-mimic-cxr.selection.sectoin: unknown key; did you mean section?",
+        "datasets.synthetic-mimic-cxr.selection.section: is missing",
+    ):
+        assert line in done.stdout
+    assert not (fresh.folder / "logs").exists()
+
+
+def test_absent_data_are_one_message(fresh: Project) -> None:
+    done = fresh.run("snakemake", "--dry-run", "--configfile", "config/paper.yaml")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    for words in (
+        "datasets.mimic-cxr: no mimic_cxr data at data/mimic-cxr",
+        "physionet.org",
+        "datasets.chexpert-plus: no chexpert_plus data at data/chexpert-plus",
+        "aimi.stanford.edu",
+    ):
+        assert done.stdout.count(words) == 1 or words == "physionet.org", done.stdout
+
+
+def test_the_paper_s_plan_stands_on_a_stub_tree(fresh: Project) -> None:
+    """Files with the right names and nothing in them: enough to plan, as no job reads them then."""
+    mimic, chexpert = fresh.folder / "data/mimic-cxr", fresh.folder / "data/chexpert-plus"
+    reports = mimic / "files/p10/p10000032"
+    (reports / "s50414267").mkdir(parents=True)
+    (reports / "s50414267.txt").touch()
+    for table in MIMIC_TABLES:
+        with gzip.open(mimic / f"mimic-cxr-2.0.0-{table}.csv.gz", "w"):
+            pass
+    (chexpert / "PNG/train").mkdir(parents=True)
+    (chexpert / "chexbert_labels").mkdir()
+    for name in ("df_chexpert_plus_240401.csv", "chexbert_labels/findings_fixed.json"):
+        (chexpert / name).touch()
+    planned = fresh.planned("--profile", "profiles/paper")
+    assert planned["distill"] == 2 * 2 * 6 * 3
+    # Real data and backbones are there already, and no synthetic world is held against its criteria.
+    assert not {"synthesize", "build_backbone", "probe_world", "accept_world"} & set(planned)
+
+
+def test_dvc_stages_are_targets_of_snakemake(fresh: Project) -> None:
+    """Every stage names existing rules, keeps its outputs, and depends on what a stage makes or git holds."""
+    stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())
+    until = stages["vars"][0]["snakemake"]
+    planned = fresh.planned()
+    outs = set()
+    for name, stage in stages["stages"].items():
+        assert all(isinstance(out, dict) and out[next(iter(out))]["persist"] for out in stage["outs"]), name
+        outs |= {next(iter(out)) for out in stage["outs"]}
+        rules = stage["cmd"].replace("${snakemake}", until).split("--until")
+        assert set(rules[1].split() if len(rules) > 1 else []) <= set(planned), name
+    for name, stage in stages["stages"].items():
+        for dependency in stage["deps"]:
+            assert dependency in outs or (fresh.folder / dependency).exists(), f"{name} depends on {dependency}"
+    one = stages["stages"]["splits"]["cmd"].replace("${snakemake}", until)
+    assert set(fresh.planned(*one.split()[1:])) == {"synthesize", "split"}
+
+
+def test_dvc_parses_its_stages(fresh: Project) -> None:
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        assert fresh.run(*command).returncode == 0
+    done = fresh.run("dvc", "stage", "list", "--name-only")
+    assert done.returncode == 0, done.stdout
+    assert {"splits", "vision", "teacher", "adapters", "generations"} <= set(done.stdout.split())
