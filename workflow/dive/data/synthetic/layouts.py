@@ -185,7 +185,7 @@ def synthesize(
         patients: number of patients in train, validate and test. CheXpert Plus has no official test set: its
         table says
             ``valid`` for validate, ``train`` for the rest, and the selection's convention splits.
-        world: ``world`` of the config; ``disk_size`` is the width of the images on disk in pixels.
+        world: ``world`` of the config; ``image_size`` is the width of the images on disk in pixels.
         seed: of everything that is drawn.
         reports: where MIMIC-CXR's reports lie: ``beside`` the study folders, unpacked in a ``folder``, or in
         the ``zip``.
@@ -194,7 +194,7 @@ def synthesize(
     studies = draw_studies(layout, target_style(style), patients, seed)
     with atomic_path(root) as folder:
         folder.mkdir(parents=True)
-        size = world.get("disk_size", DISK_SIZE)
+        size = world.get("image_size", DISK_SIZE)
         identities = writer(folder, size, stream(seed, layout, "ids"), reports).write(studies)
     columns: dict[str, Any] = {
         "study_uid": [study for _, study in identities],
