@@ -395,7 +395,8 @@ def test_generation_from_pixels_equals_our_decoding(backbone):
 def adapter(backbone, tmp_path):
     intervention = trained(DIVE)
     described = describe_backbone(backbone.model, backbone.layers, backbone.source)
-    save_adapter(tmp_path, intervention, DIVE, described, epoch=3, record={"seed": 0})
+    data = {"dataset": "mimic-cxr", "queries": 100}
+    save_adapter(tmp_path, intervention, DIVE, described, data, epoch=3, record={"seed": 0})
     return tmp_path, intervention
 
 
@@ -416,6 +417,7 @@ def test_an_adapter_folder_comes_back_as_it_was(backbone, adapter):
     assert config["sites"] == [0, 1, 2]
     card = (folder / "README.md").read_text()
     assert f"{intervention.n_parameters:,} parameters" in card
+    assert "100 studies of mimic-cxr" in card
     assert str(Path(backbone.source).parent) not in card + json.dumps(config)
 
 

@@ -464,6 +464,11 @@ def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
     return [found[uid] for uid in uids]
 
 
+def _dataset_of(studies: str) -> str:
+    """The dataset's name, as the studies table keeps it."""
+    return (pq.read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
+
+
 def _fingerprint(settings: Sequence[Any], inputs: Sequence[str | None]) -> str:
     """Hash of what determines the result: settings, code, and inputs (of a cache, its manifest)."""
     parts = [json.dumps(settings, sort_keys=True)]
@@ -570,6 +575,7 @@ def distill(
             intervention,
             method,
             describe_backbone(loaded.model, layers, loaded.source, loaded.revision),
+            {"dataset": _dataset_of(studies), "queries": len(queries)},
             progressed.best_epoch,
             record(backbone=backbone, method=method, training=outcome, seed=seed),
         )

@@ -28,6 +28,7 @@ tags: [steering, in-context-vector-distillation, radiology-report-generation]
 
 Steering of the frozen backbone `{backbone}` for writing radiology reports: method `{module}`, {parameters:,} parameters
 on the outputs of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
+Trained on {queries} studies of {dataset}.
 
 ```python
 from dive.steering import attach
@@ -79,6 +80,7 @@ def save_adapter(
     intervention: Intervention,
     method: Mapping[str, Any],
     backbone: Mapping[str, Any],
+    data: Mapping[str, Any],
     epoch: int,
     record: Mapping[str, Any],
 ) -> None:
@@ -89,6 +91,7 @@ def save_adapter(
         intervention: the trained state.
         method: ``methods.<name>``: rebuilds the module on loading.
         backbone: from ``describe_backbone``.
+        data: name of the ``dataset`` and number of ``queries`` it was trained on.
         epoch: after how many epochs the kept state was reached.
         record: provenance (code and package versions, settings).
     """
@@ -107,6 +110,7 @@ def save_adapter(
             "parameters": intervention.n_parameters,
             "epoch": epoch,
             "backbone": dict(backbone),
+            "data": dict(data),
             "transformers": transformers.__version__,
             "record": dict(record),
         },
@@ -123,6 +127,8 @@ def save_adapter(
             parameters=intervention.n_parameters,
             sites=f"{sites[0]} to {sites[-1]}" if consecutive else ", ".join(map(str, sites)),
             positions=intervention.positions,
+            queries=data["queries"],
+            dataset=data["dataset"],
             epoch=epoch,
         ),
         encoding="utf-8",
