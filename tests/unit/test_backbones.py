@@ -36,14 +36,7 @@ def world(backbone):
 
 def plain_hidden(backbone, prompt, images):
     """Final hidden states of one unpadded prompt from pixel values, by the model's own forward."""
-    pixels = backbone.image_processor(images=[images[key] for key in prompt.images], return_tensors="pt")
-    ids = torch.tensor([prompt.ids])
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels["pixel_values"]}
-    if backbone.family.rotary_3d:
-        arguments["image_grid_thw"] = pixels["image_grid_thw"]
-    if backbone.family.token_types:
-        arguments["token_type_ids"] = (ids == backbone.image_token_id).long()
-    return backbone.model.model(**arguments).last_hidden_state[0]
+    return backbone.model.model(**tiny_models.plain_inputs(backbone, prompt, images)).last_hidden_state[0]
 
 
 def test_cached_features_and_left_padding_equal_the_full_forward(backbone, world):

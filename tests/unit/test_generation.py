@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from dive.backbones.loading import load_backbone
 from dive.generation import _fingerprint, _read_partial, decode
@@ -33,22 +32,9 @@ def world(backbone):
 
 
 def plain_generate(backbone, prompt, images):
-    pixels = backbone.image_processor(images=[images[key] for key in prompt.images], return_tensors="pt")
-    ids = torch.tensor([prompt.ids])
-    arguments = {"pixel_values": pixels["pixel_values"]}
-    if backbone.family.rotary_3d:
-        arguments["image_grid_thw"] = pixels["image_grid_thw"]
-    if backbone.family.token_types:
-        arguments["token_type_ids"] = (ids == backbone.image_token_id).long()
-    out = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=LIMIT,
-        do_sample=False,
-        eos_token_id=backbone.term_id,
-        **arguments,
-    )
-    new = out[0, ids.shape[1] :].tolist()
+    inputs = tiny_models.plain_inputs(backbone, prompt, images)
+    out = backbone.model.generate(**inputs, max_new_tokens=LIMIT, do_sample=False, eos_token_id=backbone.term_id)
+    new = out[0, len(prompt.ids) :].tolist()
     return new[:-1] if new[-1] == backbone.term_id else new
 
 

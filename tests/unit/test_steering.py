@@ -1,6 +1,5 @@
 """Steering equals its equations, starts at the zero-shot model, acts where it should and leaves nothing behind."""
 
-import inspect
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ from dive.steering import attach
 from dive.steering.adapters import describe_backbone, load_adapter, save_adapter
 from dive.steering.attach import Steering
 from dive.steering.base import build_intervention
-from tests.unit.tiny_models import FAMILIES, REPORTS, image
+from tests.unit.tiny_models import FAMILIES, REPORTS, image, plain_inputs
 
 DIVE = {"module": "dive", "rank": 4, "layers": "all", "positions": "answer"}
 STATIC = {**DIVE, "rank": 0}
@@ -370,17 +369,9 @@ def test_generation_from_pixels_equals_our_decoding(backbone):
     picture = image(1).convert("RGB")
     features = {"s": backbone.embed_images([picture])[0]}
     prompt = backbone.prompts.render("s", {"s": len(features["s"].tokens)})
-    pixels = dict(backbone.image_processor(images=[picture], return_tensors="pt"))
-    pixels.pop("num_crops", None)
-    ids = torch.tensor([prompt.ids])
-    # Gemma 3 is told which tokens are an image's; so is Qwen from transformers 5 on, under another name.
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inspect.signature(backbone.model.forward).parameters:
-            pixels[name] = (ids == backbone.image_token_id).long()
     model = attach(backbone.model, trained(DIVE, scale=0.2), layers=backbone.layers)
-    generated = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **pixels, max_new_tokens=8, do_sample=False
-    )[0, len(prompt.ids) :].tolist()
+    inputs = plain_inputs(backbone, prompt, {"s": picture})
+    generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(prompt.ids) :].tolist()
     (decoded,) = decode(backbone, [prompt], features, 8, 1)
     model.detach()
     (plain,) = decode(backbone, [prompt], features, 8, 1)

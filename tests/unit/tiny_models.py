@@ -6,6 +6,7 @@ the real ones are: Gemma 3 has heads * head_dim != width and a sliding window sh
 pads with a token that also ends generation.
 """
 
+import inspect
 from importlib import import_module
 from pathlib import Path
 
@@ -303,3 +304,15 @@ def image(seed: int, size: int = 48):
 
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6), dtype=np.uint8)
     return Image.fromarray(coarse, mode="L").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def plain_inputs(backbone, prompt, images: dict) -> dict:
+    """What transformers' own classes take for one prompt: ids, mask, pixel values, and what tells image tokens."""
+    pixels = dict(backbone.image_processor(images=[images[key] for key in prompt.images], return_tensors="pt"))
+    pixels.pop("num_crops", None)
+    ids = torch.tensor([prompt.ids])
+    # Gemma 3 is told which tokens are an image's; so is Qwen from transformers 5 on, under another name.
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inspect.signature(backbone.model.forward).parameters:
+            pixels[name] = (ids == backbone.image_token_id).long()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
