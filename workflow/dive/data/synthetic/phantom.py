@@ -15,8 +15,8 @@ PHANTOM_SIZE = 48
 DISK_SIZE = 96
 NOISE = 0.06
 
-# How bright a finding is, as a part of the gray range. Set so that a small classifier finds each better than
-# by chance and none without error.
+# How strongly a finding shows, in parts of the gray range before its own shape thins it out (`draw_phantom`). Set so
+# that after training no finding is at chance and none is read without error.
 CONTRAST = {
     "cardiomegaly": 0.17,
     "effusion": 0.14,
