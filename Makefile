@@ -65,7 +65,7 @@ format: install
 	snakefmt Snakefile rules
 
 test: install check
-	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup --durations=10
+	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
 
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json

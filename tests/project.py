@@ -69,6 +69,14 @@ class Project:
         assert old in text, f"{old!r} is not in {file}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
+    def set(self, key: str, value: str) -> None:
+        """Give a key of config.yaml another value, wherever the key stands with a value on its line."""
+        path = self.folder / "config.yaml"
+        pattern = rf"(?<=\b{key}: )(\[[^\]]*\]|\{{[^}}]*\}}|[^\s,}}]+)"
+        text, changes = re.subn(pattern, value, path.read_text(encoding="utf-8"), count=1)
+        assert changes, f"{key} has no value in config.yaml"
+        path.write_text(text, encoding="utf-8")
+
     def planned(self, *arguments: str) -> dict[str, int]:
         """Rule -> number of jobs that a dry run lists, the final target aside."""
         printed = self.snakemake("--dry-run", *arguments)

@@ -7,8 +7,6 @@ import pytest
 
 from tests.project import ROOT, Project
 
-pytestmark = pytest.mark.xdist_group("end_to_end")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:

@@ -6,8 +6,6 @@ import pytest
 
 from tests.project import Project
 
-pytestmark = pytest.mark.xdist_group("reruns")
-
 PAIRS = 4
 """Datasets times backbones."""
 
@@ -22,21 +20,21 @@ def retrained(methods: int) -> dict[str, int]:
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
-    project.edit("config.yaml", "rank: 16 ", "rank: 8 ")
+    project.set("rank", "8")
     assert project.planned() == retrained(3)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_uniform", "dive_no_teacher"}
 
 
 def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
-    project.edit("config.yaml", "weights: {pathology: 3, eos: 10}", "weights: {pathology: 3, eos: 5}")
+    project.edit("config.yaml", "pathology: 3,", "pathology: 2,")
     assert project.planned() == retrained(3)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_static", "dive_no_teacher"}
 
 
 def test_a_seed_adds_its_own_files(project: Project) -> None:
-    project.edit("config.yaml", "seeds: [0]", "seeds: [0, 1]")
+    project.set("seeds", "[0, 1]")
     trained, shown = 6, 1
     assert project.planned() == {
         "demonstrate": 2,
@@ -50,7 +48,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
 
 
 def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
-    project.edit("config.yaml", "max_new_tokens: 128", "max_new_tokens: 96")
+    project.set("max_new_tokens", "96")
     with_model, constant = 9, 1
     # The constant report needs no decoding, and nothing of its rows changes.
     assert project.planned() == {
@@ -68,9 +66,9 @@ def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
 
 
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
-    project.edit("config.yaml", "checkpoint_seconds: 60", "checkpoint_seconds: 30")
+    project.set("checkpoint_seconds", "31")
     assert project.planned() == {}
-    project.edit("config.yaml", "teacher: 8,", "teacher: 4,")
+    project.set("teacher", "3")
     assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
 
 
