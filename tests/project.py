@@ -69,7 +69,7 @@ class Project:
         assert old in text, f"{old!r} is not in {file}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
-    def set(self, key: str, value: str) -> None:
+    def change(self, key: str, value: str) -> None:
         """Give a key of config.yaml another value, wherever the key stands with a value on its line."""
         path = self.folder / "config.yaml"
         pattern = rf"(?<=\b{key}: )(\[[^\]]*\]|\{{[^}}]*\}}|[^\s,}}]+)"

@@ -13,7 +13,7 @@ FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", 
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The default configuration with a single seed, as after a complete run; not to be changed."""
     project = Project(tmp_path_factory.mktemp("finished") / "dive")
-    project.set("seeds", "[0]")
+    project.change("seeds", "[0]")
     for path in project.planned_files():
         place = project.folder / path
         if path.startswith(FOLDERS):

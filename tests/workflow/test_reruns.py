@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 from tests.project import Project
 
 PAIRS = 4
@@ -20,7 +18,7 @@ def retrained(methods: int) -> dict[str, int]:
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
-    project.set("rank", "8")
+    project.change("rank", "8")
     assert project.planned() == retrained(3)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_uniform", "dive_no_teacher"}
@@ -34,7 +32,7 @@ def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
 
 
 def test_a_seed_adds_its_own_files(project: Project) -> None:
-    project.set("seeds", "[0, 1]")
+    project.change("seeds", "[0, 1]")
     trained, shown = 6, 1
     assert project.planned() == {
         "demonstrate": 2,
@@ -48,7 +46,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
 
 
 def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
-    project.set("max_new_tokens", "96")
+    project.change("max_new_tokens", "96")
     with_model, constant = 9, 1
     # The constant report needs no decoding, and nothing of its rows changes.
     assert project.planned() == {
@@ -66,9 +64,9 @@ def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
 
 
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
-    project.set("checkpoint_seconds", "31")
+    project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
-    project.set("teacher", "3")
+    project.change("teacher", "3")
     assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
 
 
