@@ -4,14 +4,18 @@ No job imports this module: jobs get plain slices of the resolved configuration,
 ``python -m dive.config`` prints the JSON schema that lies in workflow/schemas.
 """
 
+import ast
 import difflib
 import json
+import operator
 import re
 import sys
 from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 NAMED = ("datasets", "backbones", "methods")
 """Mappings whose entries are named by the user and may inherit from each other with ``like``."""
@@ -232,12 +236,6 @@ class Optimiser(Strict):
     clip: Rate
 
 
-class LiveOptimiser(Optimiser):
-    """LIVE's scale a has a rate of its own."""
-
-    lr_a: Rate
-
-
 class Steering(Strict):
     """A trained intervention on the residual stream."""
 
@@ -252,21 +250,55 @@ class Steering(Strict):
     batch_size: Positive
 
 
-class Dive(Steering):
-    """h' = h + g rms(h) (v + U gelu(D h / rms(h) + b)); rank 0 leaves v."""
+SETTINGS = {
+    "number": float,
+    "natural": Natural,
+    "positive": Positive,
+    "share": Share,
+    "weight": Weight,
+    "rate": Rate,
+    "flag": bool,
+    "text": str,
+}
+"""Words by which a steering module says, in ``SETTINGS``, what the values of its own settings may be."""
 
-    module: Literal["dive"]
-    rank: Natural
-    optimiser: Optimiser
+
+def steering_model(module: str, doc: str, settings: Mapping[str, Any]) -> type[Steering]:
+    """The model of the methods of one steering module: what all have, and what the module says it reads.
+
+    Args:
+        module: its name, which is also the value of ``methods.<name>.module``.
+        doc: what the schema says of it.
+        settings: setting -> a word of ``SETTINGS`` or the list of allowed words; under ``optimiser`` the same for
+            settings beside those of ``Optimiser``.
+    """
+
+    def fields(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: (Literal[tuple(kind)] if isinstance(kind, list) else SETTINGS[kind], ...) for key, kind in of.items()
+        }
+
+    name = module.title().replace("_", "")
+    own = fields({key: kind for key, kind in settings.items() if key != "optimiser"})
+    optimiser = Optimiser
+    if extra := settings.get("optimiser"):
+        doc_of = f"AdamW with warm-up and cosine, and what {module} has beside it."
+        optimiser = create_model(f"{name}Optimiser", __base__=Optimiser, __doc__=doc_of, **fields(extra))
+    return create_model(
+        name, __base__=Steering, __doc__=doc, module=(Literal[module], ...), **own, optimiser=(optimiser, ...)
+    )
 
 
-class Live(Steering):
-    """h' = (h + a v) |h| / |h + a v|."""
-
-    module: Literal["live"]
-    alpha: float
-    std: Weight
-    optimiser: LiveOptimiser
+def steering_models() -> dict[str, type[Steering]]:
+    """The models of all modules of dive/steering that say ``SETTINGS``; they are read, never imported (torch)."""
+    models = {}
+    for path in sorted(Path(__file__).with_name("steering").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
+                doc = (ast.get_docstring(tree) or "").partition("\n")[0]
+                models[path.stem] = steering_model(path.stem, doc, ast.literal_eval(node.value))
+    return models
 
 
 def tag_of(method: Any) -> str | None:
@@ -275,16 +307,15 @@ def tag_of(method: Any) -> str | None:
     return said.get("module") if said.get("kind") == "steering" else said.get("kind")
 
 
-METHODS = {"constant": Constant, "prompt": Prompt, "dive": Dive, "live": Live}
+METHODS = {"constant": Constant, "prompt": Prompt, **steering_models()}
+MODULES = [name for name, model in METHODS.items() if issubclass(model, Steering)]
 Method = Annotated[
-    Annotated[Constant, Tag("constant")]
-    | Annotated[Prompt, Tag("prompt")]
-    | Annotated[Dive, Tag("dive")]
-    | Annotated[Live, Tag("live")],
+    reduce(operator.or_, [Annotated[model, Tag(name)] for name, model in METHODS.items()]),
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
-        custom_error_message="kind must be constant, prompt or steering, and module of a steering method dive or live",
+        custom_error_message="kind must be constant, prompt or steering, and module of a steering method "
+        f"{', '.join(MODULES[:-1])} or {MODULES[-1]}",
     ),
 ]
 

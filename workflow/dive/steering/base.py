@@ -17,7 +17,8 @@ class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention``; it is found by name, so no registry imports it.
+    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``SETTINGS`` that says which settings of
+    its own it reads (``dive.config``); it is found by name, so no registry imports it. See docs/adding-a-method.md.
 
     Args:
         sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype.

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
+SETTINGS = {"rank": "natural"}
+
 # Added under the root: a state that is zero everywhere stays finite, any other is unchanged in float32.
 EPSILON = 1e-12
 
