@@ -21,9 +21,10 @@ except ConfigError as error:
 
 
 def select_rows(experiment):
-    """(dataset, backbone, method) of every row of an experiment's table."""
+    """(dataset, backbone, method) of every row of an experiment's table; a transfer is for the other datasets."""
     grid = config["grids"][experiment]
-    return list(product(grid["datasets"], grid["backbones"], grid["methods"]))
+    rows = product(grid["datasets"], grid["backbones"], grid["methods"])
+    return [row for row in rows if config["methods"][row[2]].get("trained_on") != row[0]]
 
 
 ROWS = [row for experiment in config["experiments"] for row in select_rows(experiment)]
@@ -48,9 +49,12 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+TRANSFERS = [name for name, method in config["methods"].items() if "trained_on" in method]
+
+
 def methods_of(*kinds):
-    """Names of the methods of some kinds."""
-    return [name for name, method in config["methods"].items() if method["kind"] in kinds]
+    """Names of the methods of some kinds; a transfer (method@dataset) is none of its own."""
+    return [name for name, method in config["methods"].items() if method["kind"] in kinds and name not in TRANSFERS]
 
 
 wildcard_constraints:
@@ -94,10 +98,11 @@ def teacher_of(wildcards):
 
 
 def adapter_of(wildcards):
-    """The trained adapter of a steering method."""
-    if wildcards.method not in methods_of("steering"):
+    """The trained adapter of a steering method: this dataset's, or for method@dataset that one's."""
+    method, _, other = wildcards.method.partition("@")
+    if method not in methods_of("steering"):
         return []
-    return "results/adapters/{dataset}/{backbone}/{method}/seed{seed}".format(**wildcards)
+    return f"results/adapters/{other or wildcards.dataset}/{wildcards.backbone}/{method}/seed{wildcards.seed}"
 
 
 def seeds_of(wildcards):

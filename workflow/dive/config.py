@@ -43,7 +43,10 @@ class Strict(BaseModel):
 
 
 class Grid(Strict):
-    """The rows of a table: every dataset with every backbone with every method."""
+    """The rows of a table: every dataset with every backbone with every method.
+
+    ``method@dataset`` is the method's adapter of another dataset, used on this one (transfer).
+    """
 
     datasets: Annotated[list[str], Field(min_length=1)]
     backbones: Annotated[list[str], Field(min_length=1)]
@@ -369,7 +372,19 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         for kind in NAMED
     }
+    add_transfers(plain)
     return plain
+
+
+def add_transfers(config: dict[str, Any]) -> None:
+    """Add the methods that grids write as ``method@dataset``: the method's settings, and where it is trained."""
+    shown = config["presentation"]
+    for entry in dict.fromkeys(entry for grid in config["grids"].values() for entry in grid["methods"]):
+        name, at, dataset = entry.partition("@")
+        if at:
+            config["methods"][entry] = {**config["methods"][name], "trained_on": dataset}
+            title = f"{shown['methods'][name]['title']}, trained on {shown['datasets'][dataset]['title']}"
+            shown["methods"][entry] = {"title": title, "group": "transfer"}
 
 
 Errors = list[tuple[str, str]]
@@ -436,8 +451,17 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for index, name in enumerate(names):
             if name in names[:index]:
                 errors.append((f"{path}.{index}", f"{name!r} is there twice; once is enough"))
+            elif kind == "methods" and "@" in str(name):
+                refer_transfer(f"{path}.{index}", *name.split("@", 1))
             elif kind and name not in named[kind]:
                 errors.append((f"{path}.{index}", f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+
+    def refer_transfer(path: str, method: str, dataset: str) -> None:
+        for name, kind in ((method, "methods"), (dataset, "datasets")):
+            if name not in named[kind]:
+                errors.append((path, f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+        if mapping(named["methods"].get(method)).get("kind", "steering") != "steering":
+            errors.append((path, f"{method!r} is not trained, so that nothing of it can be transferred"))
 
     refer("experiments", config.get("experiments"), "grids")
     refer("seeds", config.get("seeds"), "")
