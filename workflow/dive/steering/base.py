@@ -30,9 +30,9 @@ class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention`` (one that acts inside attention has ``build(n_layers, width,
-    method, seed, shape)`` with the attention's shape) and a literal ``SETTINGS`` that says which settings of its own it
-    reads (``dive.config``); it is found by name, so no registry imports it. See docs/adding-a-method.md.
+    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``SETTINGS`` that says which settings of its
+    own it reads (``dive.config``); it is found by name, so no registry imports it. One that acts inside attention has
+    ``build(n_layers, width, method, seed, shape)`` with the attention's shape. See docs/adding-a-method.md.
 
     Args:
         sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype. A module that
