@@ -7,6 +7,7 @@ pads with a token that also ends generation.
 """
 
 import inspect
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -321,6 +322,9 @@ def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.
     text.save_pretrained(folder)
     if family != "idefics3":
         _image_processor(family).save_pretrained(folder)
+    if family == "gemma3":  # what AutoProcessor reads: 4 tokens an image instead of 256
+        settings = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+        (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
