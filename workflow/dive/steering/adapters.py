@@ -13,10 +13,19 @@ from torch import nn
 
 from dive.files import read_json, write_json
 from dive.progress import log
+from dive.steering.attention import look_inside
 from dive.steering.base import Intervention, build_intervention
 
 FORMAT = "dive-adapter/1"
 WEIGHTS = "adapter.safetensors"
+
+PARTS = {
+    "layer": "the outputs",
+    "heads": "the attention heads",
+    "attention": "the attention outputs",
+    "mlp": "the MLP outputs",
+    "projections": "the attention projections",
+}
 
 CARD = """---
 library_name: dive
@@ -27,7 +36,7 @@ tags: [steering, in-context-vector-distillation, radiology-report-generation]
 # {title} on {backbone}
 
 Steering of the frozen backbone `{backbone}` for writing radiology reports: method `{module}`, {parameters:,} parameters
-on the outputs of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
+on {parts} of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
 Trained on {queries} studies of {dataset}.
 
 ```python
@@ -125,6 +134,7 @@ def save_adapter(
             backbone=backbone["id"],
             module=method["module"],
             parameters=intervention.n_parameters,
+            parts=" and ".join(PARTS[site] for site in intervention.at(sites[0])),
             sites=f"{sites[0]} to {sites[-1]}" if consecutive else ", ".join(map(str, sites)),
             positions=intervention.positions,
             queries=data["queries"],
@@ -173,7 +183,9 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
     if transformers.__version__.split(".")[0] != str(config.get("transformers")).split(".")[0]:
         log.info("%s was trained with transformers %s", folder, config.get("transformers"))
 
-    intervention = build_intervention(method, here["layers"], here["width"], seed=0)
+    intervention = build_intervention(
+        method, here["layers"], here["width"], 0, lambda: look_inside(model, layers)[0].shape
+    )
     state = {name: tuple(tensor.shape) for name, tensor in intervention.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if intervention.sites != sites or state != found:

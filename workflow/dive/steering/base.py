@@ -1,8 +1,9 @@
 """What every steering method is: a small module per decoder layer that maps the layer's output to another one."""
 
 import importlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -10,17 +11,32 @@ import numpy as np
 import torch
 from torch import nn
 
+from dive.steering.attention import AttentionShape
+
 POSITIONS = ("answer", "all")
+
+SITES = ("layer", "heads", "attention", "mlp", "projections")
+"""Where in a decoder layer a site module acts; what it is given and returns (N steered positions, width d):
+
+- ``layer``: the layer's output, (N, d) -> (N, d);
+- ``attention``, ``mlp``: the output of that sub-module, (N, d) -> (N, d);
+- ``heads``: the heads before the output projection, ``dive.steering.attention.Heads`` -> (N, H, h);
+- ``projections``: the attention's linear modules; a mapping from their names to modules (input (N, d_in), output
+  (N, d_out)) -> (N, d_out).
+"""
 
 
 class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention``; it is found by name, so no registry imports it.
+    ``build(n_layers, width, method, seed) -> Intervention``; it is found by name, so no registry imports it. One that
+    acts inside attention has ``build(n_layers, width, method, seed, shape)`` with the attention's shape.
 
     Args:
-        sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype.
+        sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype. A module that
+            acts elsewhere says where in its attribute ``site`` (see ``SITES``); several of one layer are an
+            ``nn.ModuleDict`` from site to module.
         positions: ``answer`` (from the last prompt token on, which predicts y_1) or ``all``.
         decayed: names of the parameters that weight decay applies to, as the site modules call them.
 
@@ -43,13 +59,21 @@ class Intervention(nn.Module):
         """Indices of the steered layers."""
         return [int(index) for index in self.layers]
 
+    def at(self, layer: int) -> dict[str, nn.Module]:
+        """The site modules of a layer, by where they act (``SITES``)."""
+        module = self.layers[str(layer)]
+        if isinstance(module, nn.ModuleDict):
+            return dict(module.items())
+        return {getattr(module, "site", "layer"): module}
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether it acts elsewhere than on the layers' outputs, so that the parts of the layers must be known."""
+        return any(site != "layer" for index in self.sites for site in self.at(index))
+
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def forward(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Steered hidden states of ``layer``: (N, width) -> (N, width), same dtype."""
-        return self.layers[str(layer)](hidden)
 
     def parameter_groups(self, optimiser: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Groups for ``torch.optim.AdamW``: weight decay only where the method has it, an own rate where it is given.
@@ -82,7 +106,9 @@ class Intervention(nn.Module):
         return list(groups.values())
 
 
-def build_intervention(method: Mapping[str, Any], n_layers: int, width: int, seed: int) -> Intervention:
+def build_intervention(
+    method: Mapping[str, Any], n_layers: int, width: int, seed: int, shape: Callable[[], AttentionShape] | None = None
+) -> Intervention:
     """Build the untrained intervention that ``methods.<name>`` describes, by the module it names.
 
     Args:
@@ -90,9 +116,10 @@ def build_intervention(method: Mapping[str, Any], n_layers: int, width: int, see
         n_layers: decoder layers of the backbone.
         width: d, width of their hidden states.
         seed: fixes the initial values.
+        shape: gives the attention's shape; called only for a method that acts inside attention.
 
     Raises:
-        ValueError: the module does not exist or is no steering method.
+        ValueError: the module does not exist or is no steering method, or it needs a shape that is not given.
     """
     name = str(method.get("module"))
     try:
@@ -102,7 +129,11 @@ def build_intervention(method: Mapping[str, Any], n_layers: int, width: int, see
         build = importlib.import_module(f"dive.steering.{name}").build
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"methods.*.module is {name!r}, which is no steering method of dive/steering/") from error
-    return build(n_layers, width, method, seed)
+    if "shape" not in inspect.signature(build).parameters:
+        return build(n_layers, width, method, seed)
+    if shape is None:
+        raise ValueError(f"{name} acts inside attention: give the attention's shape")
+    return build(n_layers, width, method, seed, shape())
 
 
 def steered_layers(layers: str | Sequence[int], n_layers: int) -> list[int]:
