@@ -5,7 +5,7 @@ import re
 import sys
 from itertools import product
 
-from dive.config import ConfigError, resolve
+from dive.config import ConfigError, reads_layers, resolve
 from dive.data.roots import check_root
 from dive.provenance import code_version, module_of
 
@@ -92,9 +92,16 @@ def probe_demonstrations(wildcards):
 
 def teacher_of(wildcards):
     """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
-    if config["methods"][wildcards.method]["loss"]["kd"] == 0:
+    if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
         return []
     return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def layers_of(wildcards):
+    """The cached states of all the teacher's layers, for a method that aligns its own to them or averages them."""
+    if not reads_layers(config["methods"][wildcards.method]):
+        return []
+    return "results/layers/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
 
 
 def adapter_of(wildcards):

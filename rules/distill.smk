@@ -9,6 +9,7 @@ rule distill:
         spans="results/annotations/{dataset}/spans.parquet",
         vision="results/vision/{dataset}/{backbone}",
         teacher=teacher_of,
+        layers=layers_of,
         model=built_backbone,
     output:
         directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),

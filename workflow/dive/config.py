@@ -7,13 +7,11 @@ No job imports this module: jobs get plain slices of the resolved configuration,
 import ast
 import difflib
 import json
-import operator
 import re
 import sys
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
@@ -240,68 +238,84 @@ class Optimiser(Strict):
 
 
 class Steering(Strict):
-    """A trained intervention on the residual stream."""
+    """A steering method."""
 
     kind: Literal["steering"]
     title: str
     group: Group
     layers: Literal["all"] | Annotated[list[Natural], Field(min_length=1)]
     positions: Literal["answer", "all"]
+
+
+class Trained(Steering):
+    """A steering method that is trained by gradients."""
+
     weights: Weights
     loss: Loss
+    optimiser: Optimiser
     epochs: Positive
     batch_size: Positive
 
 
-SETTINGS = {
-    "number": float,
+TYPES: dict[str, Any] = {
     "natural": Natural,
     "positive": Positive,
-    "share": Share,
+    "number": float,
     "weight": Weight,
     "rate": Rate,
-    "flag": bool,
-    "text": str,
+    "share": Share,
+    "rates": Annotated[list[Rate], Field(min_length=1)],
 }
-"""Words by which a steering module says, in ``SETTINGS``, what the values of its own settings may be."""
+"""What a steering module may call the type of one of its options; ``a|b`` is a choice of words."""
 
 
-def steering_model(module: str, doc: str, settings: Mapping[str, Any]) -> type[Steering]:
-    """The model of the methods of one steering module: what all have, and what the module says it reads.
+def steering_modules() -> dict[str, dict[str, Any]]:
+    """What every module of dive/steering that is a method says of itself: ``OPTIONS``, ``TRAINED``, ``READS_LAYERS``.
 
-    Args:
-        module: its name, which is also the value of ``methods.<name>.module``.
-        doc: what the schema says of it.
-        settings: setting -> a word of ``SETTINGS`` or the list of allowed words; under ``optimiser`` the same for
-            settings beside those of ``Optimiser``.
+    The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
+    to their types; ``lr_<parameter>`` is a key of its optimiser.
     """
+    found = {}
+    for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "title": (ast.get_docstring(tree) or "")}
+        for node in tree.body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            name = target.id if isinstance(target, ast.Name) else None
+            if name in ("OPTIONS", "TRAINED", "READS_LAYERS"):
+                said[name] = ast.literal_eval(node.value)
+        if "OPTIONS" in said:
+            found[path.stem] = said
+    return found
 
-    def fields(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: (Literal[tuple(kind)] if isinstance(kind, list) else SETTINGS[kind], ...) for key, kind in of.items()
-        }
 
-    name = module.title().replace("_", "")
-    own = fields({key: kind for key, kind in settings.items() if key != "optimiser"})
-    optimiser = Optimiser
-    if extra := settings.get("optimiser"):
-        doc_of = f"AdamW with warm-up and cosine, and what {module} has beside it."
-        optimiser = create_model(f"{name}Optimiser", __base__=Optimiser, __doc__=doc_of, **fields(extra))
+def model_of(module: str, said: Mapping[str, Any]) -> type[Steering]:
+    """The model of the settings of one steering method."""
+
+    def type_of(word: str) -> Any:
+        return (Literal[tuple(word.split("|"))] if "|" in word else TYPES[word], ...)
+
+    own = {key: type_of(word) for key, word in said["OPTIONS"].items() if not key.startswith("lr_")}
+    rates = {key: type_of(word) for key, word in said["OPTIONS"].items() if key.startswith("lr_")}
+    if rates:
+        own["optimiser"] = (create_model(f"{module.title()}Optimiser", __base__=Optimiser, **rates), ...)
     return create_model(
-        name, __base__=Steering, __doc__=doc, module=(Literal[module], ...), **own, optimiser=(optimiser, ...)
+        module.title().replace("_", ""),
+        __base__=Trained if said["TRAINED"] else Steering,
+        __doc__=said["title"].partition("\n")[0],
+        module=(Literal[module], ...),
+        **own,
     )
 
 
-def steering_models() -> dict[str, type[Steering]]:
-    """The models of all modules of dive/steering that say ``SETTINGS``; they are read, never imported (torch)."""
-    models = {}
-    for path in sorted(Path(__file__).with_name("steering").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
-                doc = (ast.get_docstring(tree) or "").partition("\n")[0]
-                models[path.stem] = steering_model(path.stem, doc, ast.literal_eval(node.value))
-    return models
+SAID = steering_modules()
+
+
+def reads_layers(method: Mapping[str, Any]) -> bool:
+    """Whether a method reads the states of all the teacher's layers: to align its own to them, or to average them."""
+    if method["kind"] != "steering":
+        return False
+    return bool(SAID[method["module"]]["READS_LAYERS"] or method.get("loss", {}).get("hidden"))
 
 
 def tag_of(method: Any) -> str | None:
@@ -310,15 +324,18 @@ def tag_of(method: Any) -> str | None:
     return said.get("module") if said.get("kind") == "steering" else said.get("kind")
 
 
-METHODS = {"constant": Constant, "prompt": Prompt, **steering_models()}
-MODULES = [name for name, model in METHODS.items() if issubclass(model, Steering)]
+METHODS: dict[str, type[BaseModel]] = {
+    "constant": Constant,
+    "prompt": Prompt,
+    **{module: model_of(module, said) for module, said in SAID.items()},
+}
 Method = Annotated[
-    reduce(operator.or_, [Annotated[model, Tag(name)] for name, model in METHODS.items()]),
+    Union[tuple(Annotated[model, Tag(tag)] for tag, model in METHODS.items())],  # noqa: UP007
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
-        custom_error_message="kind must be constant, prompt or steering, and module of a steering method "
-        f"{', '.join(MODULES[:-1])} or {MODULES[-1]}",
+        custom_error_message="kind must be constant, prompt or steering, and module of a steering method one of "
+        + ", ".join(SAID),
     ),
 ]
 
@@ -410,11 +427,23 @@ def inherit(config: Mapping[str, Any]) -> tuple[dict[str, Any], Errors]:
                 current = entries[parent]
             merged: Any = {}
             for ancestor in reversed(chain):
-                merged = overlay(merged, entries[ancestor])
+                merged = overlay(without_options(merged, entries[ancestor]), entries[ancestor])
             if isinstance(merged, Mapping):
                 merged = {key: value for key, value in merged.items() if key != "like"}
             resolved[kind][name] = merged
     return resolved, errors
+
+
+def without_options(base: Any, top: Any) -> Any:
+    """``base`` as an entry with another steering module inherits it: without what only its own module reads."""
+    old, new = (mapping(SAID.get(str(mapping(entry).get("module")))).get("OPTIONS") for entry in (base, top))
+    if old is None or new is None:
+        return base
+    lost = set(old) - set(new)
+    kept = {key: value for key, value in base.items() if key not in lost}
+    if isinstance(kept.get("optimiser"), Mapping):
+        kept["optimiser"] = {key: value for key, value in kept["optimiser"].items() if key not in lost}
+    return kept
 
 
 def overlay(base: Any, top: Any) -> Any:
@@ -494,10 +523,6 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
             errors.append((f"backbones.{name}.path", f"must be models/{name}, where the tiny backbone is built"))
     for name, method in named["methods"].items():
         loss = mapping(mapping(method).get("loss"))
-        if loss.get("hidden"):
-            errors.append(
-                (f"methods.{name}.loss.hidden", "needs the teacher's states of all layers, which no rule caches; set 0")
-            )
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
     return errors

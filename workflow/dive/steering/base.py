@@ -30,7 +30,7 @@ class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``SETTINGS`` that says which settings of its
+    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``OPTIONS`` that says which settings of its
     own it reads (``dive.config``); it is found by name, so no registry imports it. One that acts inside attention has
     ``build(n_layers, width, method, seed, shape)`` with the attention's shape. See docs/adding-a-method.md.
 
@@ -122,19 +122,34 @@ def build_intervention(
     Raises:
         ValueError: the module does not exist or is no steering method, or it needs a shape that is not given.
     """
+    module = _module_of(method)
+    build = getattr(module, "build", None)
+    if build is None:
+        raise ValueError(f"methods.*.module is {method['module']!r}, which is no steering method of dive/steering/")
+    if "shape" not in inspect.signature(build).parameters:
+        return build(n_layers, width, method, seed)
+    if shape is None:
+        raise ValueError(f"{method['module']} acts inside attention: give the attention's shape")
+    return build(n_layers, width, method, seed, shape())
+
+
+def fit_of(method: Mapping[str, Any]) -> Callable[[Intervention, Any], None] | None:
+    """``fit(intervention, examples)`` of the module that a method names, where it has one.
+
+    It sets the intervention's values from states of the training queries, before any training.
+    """
+    return getattr(_module_of(method), "fit", None)
+
+
+def _module_of(method: Mapping[str, Any]) -> Any:
     name = str(method.get("module"))
     try:
         # Only a plain name, so that a foreign adapter folder cannot lead to another package's code.
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ModuleNotFoundError(name)
-        build = importlib.import_module(f"dive.steering.{name}").build
-    except (ModuleNotFoundError, AttributeError) as error:
+        return importlib.import_module(f"dive.steering.{name}")
+    except ModuleNotFoundError as error:
         raise ValueError(f"methods.*.module is {name!r}, which is no steering method of dive/steering/") from error
-    if "shape" not in inspect.signature(build).parameters:
-        return build(n_layers, width, method, seed)
-    if shape is None:
-        raise ValueError(f"{name} acts inside attention: give the attention's shape")
-    return build(n_layers, width, method, seed, shape())
 
 
 def steered_layers(layers: str | Sequence[int], n_layers: int) -> list[int]:

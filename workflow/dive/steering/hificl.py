@@ -9,7 +9,7 @@ from torch import nn
 from dive.steering.attention import AttentionShape, Heads
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
-SETTINGS = {"pairs": "positive", "rank": "positive"}
+OPTIONS = {"pairs": "positive", "rank": "positive"}
 
 
 class VirtualPairs(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
-SETTINGS = {"alpha": "number", "std": "weight", "optimiser": {"lr_a": "rate"}}
+OPTIONS = {"alpha": "number", "std": "weight", "lr_a": "rate"}
 
 
 class InContextVector(nn.Module):

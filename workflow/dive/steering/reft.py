@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
-SETTINGS = {"rank": "positive"}
+OPTIONS = {"rank": "positive"}
 
 
 class LowRankSubspace(nn.Module):
