@@ -76,10 +76,9 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
     [
         ("methods.dive.rank", -1, "methods.dive.rank: must be greater than or equal to 0, not -1"),
         ("methods.dive.rnak", 4, "methods.dive.rnak: unknown key; did you mean rank?"),
-        ("methods.dive.loss.hidden", 1.0, "methods.dive.loss.hidden: needs the teacher's states of all layers"),
         ("methods.dive.like", "dive_static", "methods.dive.like: 'dive' inherits from itself"),
         ("methods.dive_static.like", "dvie", "methods.dive_static.like: 'dvie' is unknown; did you mean dive?"),
-        ("methods.live.module", "mimic", "methods.live: kind must be constant, prompt or steering"),
+        ("methods.live.module", "no_such", "methods.live: kind must be constant, prompt or steering"),
         ("methods.icl.demonstrations", "some", 'methods.icl.demonstrations: must be a valid boolean, not "some"'),
         ("methods.a b", {"like": "dive"}, "methods.a b: a name becomes a folder"),
         ("grids.main.methods", ["dive", "dive"], "grids.main.methods.1: 'dive' is there twice"),

@@ -76,6 +76,10 @@ class Intervention(nn.Module):
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def forward(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Steered outputs of ``layer`` (N, width) -> (N, width), where the site is the layer's output."""
+        return self.layers[str(layer)](hidden)
+
     def parameter_groups(self, optimiser: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Groups for ``torch.optim.AdamW``: weight decay only where the method has it, an own rate where it is given.
 

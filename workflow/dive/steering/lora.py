@@ -43,7 +43,7 @@ class LowRank(nn.Module):
         """x (N, d_in), y (N, d_out) -> y' (N, d_out) in the dtype of y."""
         x = F.dropout(given.to(self.A.dtype), self.dropout, self.training)
         update = F.linear(F.linear(x, self.A), self.B) * self.scaling
-        return (output.to(update.dtype) + update).to(output.dtype)
+        return (output.to(torch.promote_types(output.dtype, update.dtype)) + update).to(output.dtype)
 
 
 def rank_like_dive(dive_rank: int, width: int, shape: AttentionShape) -> int:
