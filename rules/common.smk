@@ -5,7 +5,7 @@ import re
 import sys
 from itertools import product
 
-from dive.config import ConfigError, reads_layers, resolve
+from dive.config import ConfigError, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
 from dive.provenance import code_version, module_of
 
@@ -102,6 +102,13 @@ def layers_of(wildcards):
     if not reads_layers(config["methods"][wildcards.method]):
         return []
     return "results/layers/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def fitted_demonstrations(wildcards):
+    """The demonstrations of the training queries, for a method that runs the queries with them itself."""
+    if not reads_demonstrations(config["methods"][wildcards.method]):
+        return []
+    return demonstrations_file(wildcards.dataset, wildcards.seed)
 
 
 def adapter_of(wildcards):

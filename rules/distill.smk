@@ -10,6 +10,7 @@ rule distill:
         vision="results/vision/{dataset}/{backbone}",
         teacher=teacher_of,
         layers=layers_of,
+        demonstrations=fitted_demonstrations,
         model=built_backbone,
     output:
         directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),

@@ -270,7 +270,7 @@ TYPES: dict[str, Any] = {
 
 
 def steering_modules() -> dict[str, dict[str, Any]]:
-    """What every module of dive/steering that is a method says of itself: ``OPTIONS``, ``TRAINED``, ``READS_LAYERS``.
+    """What every module of dive/steering that is a method says of itself: ``OPTIONS``, ``TRAINED`` and what it reads.
 
     The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
     to their types; ``lr_<parameter>`` is a key of its optimiser.
@@ -278,11 +278,12 @@ def steering_modules() -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
         tree = ast.parse(path.read_bytes(), filename=str(path))
-        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "title": (ast.get_docstring(tree) or "")}
+        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "READS_DEMONSTRATIONS": False}
+        said["title"] = ast.get_docstring(tree) or ""
         for node in tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             name = target.id if isinstance(target, ast.Name) else None
-            if name in ("OPTIONS", "TRAINED", "READS_LAYERS"):
+            if name in ("OPTIONS", "TRAINED", "READS_LAYERS", "READS_DEMONSTRATIONS"):
                 said[name] = ast.literal_eval(node.value)
         if "OPTIONS" in said:
             found[path.stem] = said
@@ -316,6 +317,11 @@ def reads_layers(method: Mapping[str, Any]) -> bool:
     if method["kind"] != "steering":
         return False
     return bool(SAID[method["module"]]["READS_LAYERS"] or method.get("loss", {}).get("hidden"))
+
+
+def reads_demonstrations(method: Mapping[str, Any]) -> bool:
+    """Whether a method runs the training queries with their demonstrations itself."""
+    return method["kind"] == "steering" and bool(SAID[method["module"]]["READS_DEMONSTRATIONS"])
 
 
 def tag_of(method: Any) -> str | None:

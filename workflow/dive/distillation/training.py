@@ -569,6 +569,7 @@ def distill(
     out: str,
     checkpoint: str,
     layers: str | None = None,
+    demonstrations: str | None = None,
 ) -> None:
     """Train or fit one method's intervention on the pool's queries and keep the state that is best on validation.
 
@@ -593,6 +594,7 @@ def distill(
         out: adapter folder.
         checkpoint: file outside the declared outputs; removed at the end.
         layers: folder of the states of the teacher's layers; None where nothing reads them.
+        demonstrations: path of the drawn demonstrations, for a method that runs the queries with them itself.
 
     Raises:
         ValueError: a setting does not fit; the message names it.
@@ -635,12 +637,16 @@ def distill(
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = _fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, spans, vision, teacher, layers],
+        [studies, pool, spans, vision, teacher, layers, demonstrations],
     )
     at_once = backbone["batch"]["training"]
     if (fit := fit_of(method)) is not None:
-        of_queries = prompts[: len(queries)]
-        fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states))
+        of_queries, shown = prompts[: len(queries)], None
+        if demonstrations is not None:
+            drawn = read_json(demonstrations)["queries"]
+            limit = training.get("max_report_tokens")
+            shown = render_supervised(loaded, queries, targets, features.n_tokens, limit, drawn)
+        fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states, shown))
     inside = look_inside(loaded.model, decoder) if intervention.acts_inside else None
     with Steering(decoder, intervention, inside) as steering:
         kept_bytes = training.get("prefix_cache_gb", 1.0) * 1e9
