@@ -267,19 +267,22 @@ TYPES: dict[str, Any] = {
 
 
 def steering_modules() -> dict[str, dict[str, Any]]:
-    """What every module of dive/steering that is a method says of itself: ``OPTIONS``, ``TRAINED``, ``READS_LAYERS``.
+    """What every module of dive/steering that is a method says of itself, in literals at its top.
 
     The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
-    to their types; ``lr_<parameter>`` is a key of its optimiser.
+    to their types (``lr_<parameter>`` is a key of its optimiser); ``TRAINED`` is False for one without gradients,
+    ``READS_LAYERS`` True for one that is fitted on the teacher's layer states, ``DRAWS`` False for one that no seed
+    changes.
     """
     found = {}
     for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
         tree = ast.parse(path.read_bytes(), filename=str(path))
-        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "title": (ast.get_docstring(tree) or "")}
+        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "DRAWS": True}
+        said["title"] = ast.get_docstring(tree) or ""
         for node in tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             name = target.id if isinstance(target, ast.Name) else None
-            if name in ("OPTIONS", "TRAINED", "READS_LAYERS"):
+            if name in ("OPTIONS", "TRAINED", "READS_LAYERS", "DRAWS"):
                 said[name] = ast.literal_eval(node.value)
         if "OPTIONS" in said:
             found[path.stem] = said
@@ -313,6 +316,13 @@ def reads_layers(method: Mapping[str, Any]) -> bool:
     if method["kind"] != "steering":
         return False
     return bool(SAID[method["module"]]["READS_LAYERS"] or method.get("loss", {}).get("hidden"))
+
+
+def draws(method: Mapping[str, Any]) -> bool:
+    """Whether a method draws anything at random, so that every seed is a run of its own."""
+    if method["kind"] != "steering":
+        return bool(method.get("demonstrations", False))
+    return SAID[method["module"]]["DRAWS"]
 
 
 def tag_of(method: Any) -> str | None:
