@@ -257,7 +257,7 @@ class Backbone:
     def _attention_masks(self, mask: torch.Tensor, n_new: int) -> Any:
         """Which keys the ``n_new`` last of the positions in ``mask`` (B, S) see: (B, 1, n_new, keys) by layer type.
 
-        The model would derive the same from ``mask``, at a tenth of a training step's time in small models. The cache of
+        The model would derive the same from ``mask``, at a tenth of a small model's training step. The cache of
         a sliding layer keeps no more than its window, so its keys are the last ones.
         """
         n_all = mask.shape[1]
