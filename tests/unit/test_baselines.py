@@ -7,14 +7,15 @@ import torch
 
 from dive.distillation.examples import Examples
 from dive.distillation.layers import cache_layers
-from dive.distillation.training import Run
+from dive.distillation.training import Run, Student
 from dive.shards import Shards
 from dive.steering.adapters import load_adapter
 from dive.steering.attach import Steering
+from dive.steering.attention import look_inside
 from dive.steering.base import build_intervention, fit_of
 from dive.steering.dive import BANK, drawn_by
 from dive.steering.icv import direction
-from tests.unit.test_distillation import DIVE, World, awake, rows_of
+from tests.unit.test_distillation import DIVE, World, awake, plain_hidden, rows_of
 from tests.unit.tiny_models import FAMILIES
 
 TASK_VECTOR = {"module": "task_vector", "layers": "all", "positions": "answer", "scales": [0.5, 1.0]}
@@ -161,6 +162,37 @@ def test_hidden_alignment_trains_on_the_relative_error_of_every_layer(world):
         for parameter, gradient in zip(intervention.parameters(), gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=0)
             parameter.grad = None
+
+
+@pytest.mark.parametrize("positions", ["answer", "all"])
+@pytest.mark.parametrize("method", [MIMIC, LORA], ids=["mimic", "lora"])
+def test_training_sees_what_single_full_passes_see_inside_attention(world, method, positions):
+    """Defects 2 and 5: padded batches and, for answer positions, cached prefixes change nothing."""
+    backbone, rows = world.backbone, [0, 3, 1]
+    inside = look_inside(backbone.model, backbone.layers)
+    method = {**method, "positions": positions}
+    intervention = build_intervention(method, 3, backbone.width, 0, lambda: inside[0].shape).eval()
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in intervention.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+    with Steering(backbone.layers, intervention, inside) as steering:
+        found = Student(backbone, steering, world.prompts, world.features, 4, 1e9)(rows)
+        singly = []
+        for row in rows:
+            prompt = world.prompts[row]
+            begin = prompt.prompt_length - 1
+            mask = torch.arange(len(prompt.ids))[None] >= (begin if positions == "answer" else 0)
+            with steering.at(mask):
+                singly.append(plain_hidden(world, prompt)[begin:])
+    torch.testing.assert_close(found.states, torch.cat(singly), atol=1e-4, rtol=0)
+    gradients = [
+        torch.autograd.grad(states.square().sum(), list(intervention.parameters()))
+        for states in (found.states, torch.cat(singly))
+    ]
+    for ours, plain in zip(*gradients, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, plain, atol=1e-3 * float(plain.abs().max()), rtol=1e-3)
 
 
 def test_a_shuffled_adapter_sees_states_of_others(world):

@@ -164,6 +164,40 @@ def test_cached_decoding_with_padding_equals_the_full_forward_pass(backbone, ins
     torch.testing.assert_close(torch.stack(found, 1), torch.stack(logits), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("method", [MIMIC, LORA, {**MIMIC, "positions": "answer"}], ids=["mimic", "lora", "answer"])
+def test_generate_with_left_padding_and_beams_is_the_full_forward_pass(backbone, inside, method):
+    texts = ("Write.", REPORTS[3])
+    ids, mask = left_padded(backbone, *texts)
+    intervention = awake(method, backbone, inside, scale=0.3)
+    model = attach(backbone.model, intervention, layers=backbone.layers)
+    arguments = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    greedy = model.generate(input_ids=ids, attention_mask=mask, **arguments).sequences[:, ids.shape[1] :]
+    beams = model.generate(
+        input_ids=ids[1:], attention_mask=mask[1:], num_beams=3, output_scores=True, **arguments, length_penalty=0.0
+    )
+    model.detach()
+    n_prompt = [int(row.sum()) for row in mask]
+
+    def scored(row, answer):
+        """log p of each token of ``answer``, from one pass without cache or padding."""
+        full = torch.cat([ids[row][mask[row].bool()], answer])[None]
+        steered = torch.ones_like(full, dtype=torch.bool)
+        if method["positions"] == "answer":
+            steered[:, : n_prompt[row] - 1] = False
+        with Steering(backbone.layers, intervention, inside) as steering, steering.at(steered), torch.no_grad():
+            return backbone.model(input_ids=full, use_cache=False).logits[0, n_prompt[row] - 1 : -1].log_softmax(-1)
+
+    for row, answer in enumerate(greedy):
+        logits = scored(row, answer)
+        stops = set(backbone.model.generation_config.eos_token_id)
+        end = next((t + 1 for t, token in enumerate(answer.tolist()) if token in stops), len(answer))
+        assert torch.equal(logits.argmax(-1)[:end], answer[:end])
+    answer = beams.sequences[0, ids.shape[1] :]
+    total = scored(1, answer).gather(1, answer[:, None]).sum()
+    if not set(answer.tolist()) & set(backbone.model.generation_config.eos_token_id):
+        torch.testing.assert_close(beams.sequences_scores[0].double(), total, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("method", [MIMIC, LORA], ids=["mimic", "lora"])
 def test_detaching_restores_model_and_library(backbone, inside, method):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
