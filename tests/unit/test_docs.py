@@ -1,24 +1,27 @@
-"""The pages in docs/ show what is there."""
+"""What docs/ claims to be tested is tested, and what it names exists."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import yaml
 
+from tests.project import ROOT
 
-def test_the_diff_of_a_method_is_that_of_the_files():
-    """Every added line stands, in this order and without a gap, in the file that the diff names."""
-    page = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
-    diffs = re.findall(r"```diff\n--- \S+\n\+\+\+ b/(\S+)\n(.*?)```", page, flags=re.DOTALL)
-    assert [path for path, _ in diffs] == [
-        "workflow/dive/steering/reft.py", "config.yaml", "tests/unit/test_reft.py"
-    ]  # fmt: skip
-    for path, lines in diffs:
-        added = "\n".join(line.removeprefix("+") for line in lines.splitlines())
-        assert added in (ROOT / path).read_text(encoding="utf-8"), f"docs/adding-a-method.md shows another {path}"
+METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 
 
-def test_the_page_names_files_that_exist():
-    for page in (ROOT / "docs").glob("*.md"):
-        for path in re.findall(r"`((?:workflow|tests|docs|rules|scripts)/[\w./-]+\.\w+)`", page.read_text()):
-            assert (ROOT / path).is_file(), f"{page.name} names {path}"
+def test_every_defect_names_tests_that_exist() -> None:
+    rows = re.findall(r"^\| (\d+)\. .*?\| (.*) \|$", METHODS, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 11))
+    for _, cell in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cell)
+        assert named
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests/unit" / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_every_named_method_and_module_exists() -> None:
+    entries = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["methods"]
+    assert set(re.findall(r"`(dive\w*)`", METHODS)) <= set(entries)
+    for names, module in re.findall(r"^\| (`[^|]+`) \| `(\w+\.py)` \|", METHODS, flags=re.MULTILINE):
+        assert (ROOT / "workflow/dive/steering" / module).is_file()
+        assert set(re.findall(r"`(\w+)`", names)) <= set(entries)

@@ -317,3 +317,35 @@ def test_the_outputs_of_attention_and_mlp_can_be_steered(backbone, inside, site)
         after = recording.at(mask.bool(), site)
     assert torch.equal(after[0], before[0])
     assert torch.equal(after[1], 2 * before[1])
+
+
+def test_lora_is_pefts(family, tiny_settings):
+    """The same weights in PEFT's own layers give the same logits; its initial values have the same law."""
+    peft = pytest.importorskip("peft")
+    backbone = load_backbone(tiny_settings(family))
+    inside = look_inside(backbone.model, backbone.layers)
+    ids, mask = left_padded(backbone, REPORTS[0], REPORTS[3])
+    intervention = build_intervention(LORA, 3, backbone.width, 0, lambda: inside[0].shape).eval()
+    draw = torch.Generator().manual_seed(1)
+    for site in intervention.layers.values():
+        for projection in site["projections"].values():
+            assert projection.A.abs().max() <= projection.A.shape[1] ** -0.5
+            projection.B.data.normal_(generator=draw)
+    with Steering(backbone.layers, intervention, inside), torch.no_grad():
+        ours = backbone.model(input_ids=ids, attention_mask=mask).logits
+    names = {module: name for name, module in backbone.model.named_modules()}
+    targets = [names[module] for parts in inside for module in parts.projections.values()]
+    config = peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.05, target_modules=targets)
+    model = peft.inject_adapter_in_model(config, backbone.model).eval()
+    modules = dict(model.named_modules())
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == intervention.n_parameters
+    for index, parts in enumerate(inside):
+        for name, module in parts.projections.items():
+            theirs, site = modules[names[module]], intervention.layers[str(index)]["projections"][name]
+            first = theirs.lora_A["default"].weight
+            assert first.abs().max() <= first.shape[1] ** -0.5
+            assert not theirs.lora_B["default"].weight.any()
+            first.data.copy_(site.A)
+            theirs.lora_B["default"].weight.data.copy_(site.B)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, ours, atol=1e-5, rtol=0)
