@@ -49,7 +49,7 @@ def test_a_transfer_is_the_method_with_the_place_of_its_training(config: dict[st
     entry = resolved["methods"]["dive@synthetic-chexpert-plus"]
     assert entry == {**resolved["methods"]["dive"], "trained_on": "synthetic-chexpert-plus"}
     assert resolved["presentation"]["methods"]["dive@synthetic-chexpert-plus"] == {
-        "title": "DIVE, trained on CheXpert Plus (synthetic)",
+        "title": "DIVE from CheXpert Plus (synthetic)",
         "group": "transfer",
     }
 
