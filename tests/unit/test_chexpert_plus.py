@@ -105,6 +105,20 @@ def test_labels_by_study_from_json_lines(tmp_path):
     assert reading.notes["label_rows_without_study"] == 1
 
 
+def test_rows_and_labels_that_repeat_or_differ_are_counted(tmp_path):
+    tree = ChexpertTree(tmp_path).image(1, 1).image(1, 1, ap_pa="AP").image(1, 1, "view2_frontal").image(2, 1)
+    tree.label("train/patient00001/study1/view1_frontal.jpg", Edema=1)
+    tree.label("train/patient00001/study1/view2_frontal.jpg", Edema=0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg", Edema=0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg", Edema=0.0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg")
+    reading = read(tree.write(), {})
+    assert reading.notes["repeated_rows"] == 1
+    assert reading.notes["studies_whose_labels_differ"] == 1
+    assert reading.studies["views"].tolist() == [["PA", "PA"], ["PA"]]
+    assert reading.studies["Edema"].tolist() == [1.0, 0.0]
+
+
 def test_labels_as_one_list_and_broken_labels(tmp_path):
     root = ChexpertTree(tmp_path).image().write()
     row = {"path_to_image": "train/patient00001/study1/view1_frontal.jpg", "Edema": 1.0}
