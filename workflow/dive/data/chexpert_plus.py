@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dive.data.roots import DataError, find_chexpert_table, labels_of
-from dive.data.studies import LABELS, Reading, collapse
+from dive.data.studies import LABELS, Reading, collapse, count_tables, sample_studies
 
 COLUMNS = (
     "path_to_image",
@@ -27,7 +27,7 @@ SECTIONS = ("section_findings", "section_impression", "section_clinical_history"
 PATH = r"(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>view(?P<number>\d+)[^/]*)\.\w+$"
 
 
-def read(root: str | Path, selection: dict[str, Any]) -> Reading:
+def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
     """Read every study of the table.
 
     The key of a study is (patient, study) of the image's path: accession numbers are no key, and ``report``
@@ -38,9 +38,11 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
     Args:
         root: the folder with the table, ``chexbert_labels/`` and the images.
         selection: of the config; ``labels`` is findings, impression or report: the CheXbert table to read.
+        sample: keep so many studies only, drawn by hash; None keeps all.
     """
     root = Path(root)
     rows, excluded, notes = read_rows(root)
+    sizes = count_tables(rows.rename(columns={"patient_uid": "subject_id", "study_uid": "study_id"}))
     labels = labels_of("chexpert_plus", selection)
     by_study = rows.groupby("study_uid", sort=False)
     texts = by_study[list(SECTIONS)].first()  # first() skips nulls, and rows are sorted by view number
@@ -66,6 +68,7 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
     notes["label_rows_without_study"] = len(table.index.difference(studies.index))
     notes["studies_without_labels"] = int(studies[list(LABELS)].isna().all(axis=1).sum())
     notes["studies_without_findings"] = int(studies["findings"].isna().sum())
+    studies = sample_studies(studies, sample)
 
     # A broken character would teach the model to write it; the table is decoded with U+FFFD in its place.
     broken = studies["findings"].str.contains("\ufffd", na=False) | studies["impression"].str.contains(
@@ -77,7 +80,7 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
             excluded.append((study, "tables_disagree", "its images lie in two splits"))
         else:
             excluded.append((study, "undecodable_report", "a section is not UTF-8"))
-    return Reading(studies[~bad].reset_index(drop=True), excluded, notes, Locator(root))
+    return Reading(studies[~bad].reset_index(drop=True), excluded, notes, sizes, Locator(root))
 
 
 def read_rows(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dict[str, int]]:

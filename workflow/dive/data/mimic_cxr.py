@@ -13,7 +13,7 @@ import pandas as pd
 
 from dive.data.roots import DataError, find_reports, find_table, labels_of, subfolders
 from dive.data.sections import SECTIONED_BY_HAND, last_sections
-from dive.data.studies import LABELS, Reading, collapse
+from dive.data.studies import LABELS, Reading, collapse, count_tables, sample_studies
 from dive.progress import log, progress
 
 BROKEN = (ValueError, EOFError, OSError, zlib.error)
@@ -24,7 +24,7 @@ STUDY = re.compile(r"s\d{8,}")
 ALIASES = {"airspace opacity": "Lung Opacity"}
 
 
-def read(root: str | Path, selection: dict[str, Any]) -> Reading:
+def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
     """Read every study that the tables name; nothing is left out here without being listed.
 
     Studies are what ``split`` and ``metadata`` list; the split is the official one (train, validate, test).
@@ -34,10 +34,13 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
     Args:
         root: the folder with the tables and ``files/``.
         selection: of the config; ``reports`` is another place of the reports, ``labels`` the table of labels.
+        sample: read the reports of so many studies only, drawn by hash; None reads all.
     """
     root = Path(root)
     images, excluded, notes = read_images(root)
+    sizes = count_tables(images)
     studies = group_images(images)
+    known = {*(f"s{study}" for study in studies.index), *(study for study, _, _ in excluded)}
     labels = labels_of("mimic_cxr", selection)
     table = read_labels(root, labels) if labels else pd.DataFrame(columns=list(LABELS), dtype=float)
     studies = studies.join(table)
@@ -46,6 +49,7 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
     if len(table) and notes["label_rows_without_study"] == len(table):
         raise DataError(f"{find_table(root, labels.replace('_', '-'))}: its study_id are no study of the split table")
 
+    studies = sample_studies(studies, sample)
     studies["study_uid"] = [f"s{study}" for study in studies.index]
     studies["patient_uid"] = [f"p{subject}" for subject in studies["subject_id"]]
     sources = find_reports(Path(selection["reports"]) if selection.get("reports") else root)
@@ -61,11 +65,10 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
         findings.append(collapse(sections.get("findings")))
         impressions.append(collapse(sections.get("impression")))
         indications.append(collapse(sections.get("indication") or sections.get("history")))
-    known = {*studies["study_uid"], *(study for study, rule, _ in excluded)}
     notes |= count_strays(root / "files", sources, known)
     studies["findings"], studies["impression"], studies["indication"] = findings, impressions, indications
     studies = studies[np.array(kept, dtype=bool)].reset_index(drop=True)
-    return Reading(studies.drop(columns="subject_id"), excluded, notes, Locator(root))
+    return Reading(studies.drop(columns="subject_id"), excluded, notes, sizes, Locator(root))
 
 
 def read_images(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dict[str, int]]:
@@ -234,7 +237,7 @@ class ZipReports:
 
 
 def count_strays(files: Path, sources: list[Path], known: set[str]) -> dict[str, int]:
-    """Reports and study folders on disk that no table names: ``stray_reports`` and ``stray_study_folders``.
+    """Reports on disk (``reports``), and what of them and of the study folders no table names (``stray_...``).
 
     One listing of every patient's folder, and none of the studies' own: seconds at full size.
 
@@ -243,7 +246,7 @@ def count_strays(files: Path, sources: list[Path], known: set[str]) -> dict[str,
         sources: of `find_reports`.
         known: study_uids of the tables, excluded ones too.
     """
-    reports, folders = set(), set()
+    named, reports, folders = set(), set(), set()
     for place in dict.fromkeys([files, *(source for source in sources if source.suffix != ".zip")]):
         for group in subfolders(place):
             if not re.fullmatch(r"p\d\d", group.name):
@@ -252,19 +255,18 @@ def count_strays(files: Path, sources: list[Path], known: set[str]) -> dict[str,
                 with os.scandir(patient) as entries:
                     for entry in entries:
                         name, ending = os.path.splitext(entry.name)
-                        if name in known or not STUDY.fullmatch(name):
-                            continue
-                        if ending == ".txt" and place in sources:
-                            reports.add(name)
-                        elif not ending and place == files:
+                        if ending == ".txt" and place in sources and STUDY.fullmatch(name):
+                            (named if name in known else reports).add(name)
+                        elif not ending and place == files and name not in known and STUDY.fullmatch(name):
                             folders.add(name)
     for source in sources:
         if source.suffix == ".zip":
-            reports |= {name for name in ZipReports(source) if STUDY.fullmatch(name) and name not in known}
+            for name in filter(STUDY.fullmatch, ZipReports(source)):
+                (named if name in known else reports).add(name)
     for what, names in (("reports", reports), ("study folders", folders)):
         if names:
             log.warning("%d %s are named by no table, %s the first: not used", len(names), what, min(names))
-    return {"stray_reports": len(reports), "stray_study_folders": len(folders)}
+    return {"reports": len(named), "stray_reports": len(reports), "stray_study_folders": len(folders)}
 
 
 class Locator:
