@@ -86,7 +86,7 @@ def test_views(tmp_path):
     tree.image(3, 1, "view1_lateral", frontal_lateral="", ap_pa="")
     reading = read(tree.write(), {})
     assert reading.studies["views"].tolist() == [["FRONTAL"], ["AP"], ["LATERAL"]]
-    assert reading.notes["images_without_view"] == 2
+    assert reading.notes["images_without_view"] == 1  # of a lateral image ap_pa says nothing
 
 
 def test_labels_by_study_from_json_lines(tmp_path):

@@ -108,12 +108,12 @@ def read_rows(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dic
     notes = {
         "images": len(rows),
         "patients": int(parts["patient"].nunique()),
-        "images_without_view": int((rows["ap_pa"].isna() & ~bad).sum()),
         "repeated_rows": int(rows["path_to_image"][~bad].duplicated().sum()),
     }
     rows, parts = rows[~bad], parts[~bad]
     lateral = rows["frontal_lateral"].fillna(parts["view"]).str.lower().str.contains("lateral")
     view = rows["ap_pa"].fillna("FRONTAL").str.strip().str.upper()
+    notes["images_without_view"] = int((rows["ap_pa"].isna() & ~lateral).sum())
     rows = rows.assign(
         patient_uid=parts["patient"],
         study_uid=parts["patient"] + "/" + parts["study"],
