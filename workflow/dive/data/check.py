@@ -265,6 +265,7 @@ def main(arguments: list[str]) -> int:
     """The command; 0 when nothing is in the way of a run, 1 when something is, 2 when the configuration is wrong."""
     parser = argparse.ArgumentParser(prog="python -m dive.data.check", description="Check the data and estimate a run.")
     parser.add_argument("--configfile", nargs="*", default=[], help="overlays of config.yaml, as snakemake takes them")
+    parser.add_argument("--profile", nargs="*", default=[], help="profiles, whose configfile is read")
     parser.add_argument("--sample", type=int, default=SAMPLE, help="studies whose reports and images are looked at")
     parser.add_argument("--tflops", type=float, default=Machine.tflops, help="1e12 operations a second of the GPU")
     parser.add_argument("--bandwidth", type=float, default=Machine.bandwidth, help="of the GPU's memory, GB a second")
@@ -272,7 +273,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens-a-word", type=float, default=1.5, help="of the tokenizer on reports")
     given, _ = parser.parse_known_args(arguments)  # other options are snakemake's, when make passes them
     try:
-        config = read_config(["config.yaml", *given.configfile])
+        profiles = [yaml.safe_load((Path(folder) / "config.yaml").read_text()) for folder in given.profile]
+        overlays = [file for profile in profiles for file in profile.get("configfile", [])]
+        config = read_config(["config.yaml", *overlays, *given.configfile])
     except (ConfigError, OSError, yaml.YAMLError) as error:
         print(error, file=sys.stderr)
         return 2
