@@ -17,12 +17,14 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema readme lock clean
+.PHONY: help install reproduce show check-data bench-data test check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
+	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
@@ -53,6 +55,12 @@ reproduce: install
 
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
+
+check-data: install
+	@python -m dive.data.check $(OPTIONS)
+
+bench-data: install
+	python -m tests.benchmarks.data
 
 check: install
 	ruff check .

@@ -73,6 +73,8 @@ rule report:
         results=expand("results/figures/{experiment}.svg", experiment=config["experiments"]),
         training=expand("results/figures/{experiment}-training.svg", experiment=config["experiments"]),
         flows=expand("results/splits/{dataset}/counts.json", dataset=DATASETS),
+        pools=expand("results/pools/{dataset}.json", dataset=DATASETS),
+        vision=[f"results/vision/{dataset}/{backbone}" for dataset, backbone in PAIRS],
         acceptance=acceptance("json"),
     output:
         report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
@@ -87,6 +89,7 @@ rule report:
         experiments=config["experiments"],
         layouts=[layout_of(experiment) for experiment in config["experiments"]],
         datasets=DATASETS,
+        pairs=PAIRS,
         settings=shown_settings(),
         code=code_version("scripts/report.py"),
     message:

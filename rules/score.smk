@@ -7,6 +7,8 @@ rule score:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
         generations=generations_of,
+        # Says which studies have no readable image, so that rows that read none are scored on the same.
+        vision="results/vision/{dataset}/{backbone}",
         vocabulary="workflow/resources/vocabulary.csv",
     output:
         reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",

@@ -17,4 +17,6 @@ with logged(snakemake.log[0]):
         acceptance=snakemake.input.acceptance[0] if snakemake.input.acceptance else None,
         settings=snakemake.params.settings,
         version=snakemake.params.code,
+        pools=dict(zip(snakemake.params.datasets, snakemake.input.pools, strict=True)),
+        vision=dict(zip(map(tuple, snakemake.params.pairs), snakemake.input.vision, strict=True)),
     )

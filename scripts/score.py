@@ -11,5 +11,6 @@ with logged(snakemake.log[0]):
         pool=snakemake.input.pool,
         generations=dict(zip(snakemake.params.seeds, snakemake.input.generations, strict=True)),
         vocabulary=snakemake.input.vocabulary,
+        vision=snakemake.input.vision,
         out=Path(snakemake.output.summary).parent,
     )

@@ -22,9 +22,10 @@ from dive.annotation.weights import token_weights, weight_sums
 from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
+from dive.data.readable import readable_pool
 from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
 from dive.distillation.losses import distillation_loss, token_cross_entropy
-from dive.files import atomic_path, read_json, sha256
+from dive.files import atomic_path, sha256
 from dive.progress import log, progress
 from dive.provenance import code_version, module_of, record
 from dive.shards import Shards
@@ -525,7 +526,7 @@ def distill(
         raise ValueError("methods.*.loss.hidden needs the teacher's states of all layers, which are not cached; set 0")
     if loss_settings["kd"] and teacher is None:
         raise ValueError("methods.*.loss.kd is not 0 but no teacher states are given")
-    members = read_json(pool)
+    members = readable_pool(pool, vision)
     queries = members["queries"]
     validation = members["validation"][: training["validation_studies"]]
     if len(validation) < training["validation_studies"]:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
+from dive.reporting.flow import flow_diagram
 from dive.reporting.tables import GROUPS, METRICS, Row, blocks, marks, read_csv, table_notes
 
 SPLITS = {"train": "training", "validate": "validation", "test": "test"}
@@ -27,6 +29,8 @@ def write_report(
     costs: str | None = None,
     settings: Mapping[str, Any] | None = None,
     version: str = "",
+    pools: Mapping[str, str] | None = None,
+    vision: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
     """Write the page.
 
@@ -42,6 +46,8 @@ def write_report(
         costs: CSV of :func:`dive.reporting.costs.summarise_costs`; None leaves the section out.
         settings: what of the configuration is shown, nested; printed as dotted keys.
         version: version of the code, printed below the title.
+        pools: dataset -> JSON of its pool, for the flow diagram.
+        vision: (dataset, backbone) -> folder of the vision features, which says what could not be decoded.
     """
     import jinja2
 
@@ -54,7 +60,15 @@ def write_report(
         title=title,
         version=version,
         experiments=[experiment_section(name, tables[name], layouts[name], figures.get(name, ())) for name in tables],
-        flows=[flow_section(titles.get(name, name), path) for name, path in flows.items()],
+        flows=[
+            flow_section(
+                titles.get(name, name),
+                path,
+                (pools or {}).get(name),
+                {backbone: folder for (dataset, backbone), folder in (vision or {}).items() if dataset == name},
+            )
+            for name, path in flows.items()
+        ],
         acceptance=acceptance_section(acceptance) if acceptance else None,
         costs=cost_section(costs) if costs else None,
         settings=list(dotted(settings or {})),
@@ -112,13 +126,21 @@ def embed_svg(path: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(Path(path).read_bytes()).decode("ascii")
 
 
-def flow_section(title: str, path: str) -> dict[str, Any]:
-    """From the raw studies to the used ones, rule by rule; shares are of the raw studies."""
+def flow_section(
+    title: str, path: str, pool: str | None = None, vision: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """From the raw studies to the used ones: the diagram, and rule by rule; shares are of the raw studies."""
     counts = read_json(path)
+    drawn = {group: len(uids) for group, uids in read_json(pool).items()} if pool else None
+    decoded = {name: count_readable(pool, folder) for name, folder in (vision or {}).items()} if pool else None
     raw = counts["raw"]["studies"]
     used = counts["used"]
     return {
         "title": title,
+        "diagram": flow_diagram(title, counts, drawn, decoded),
+        "notes": [
+            {"what": name.replace("_", " "), "number": number} for name, number in counts["notes"].items() if number
+        ],
         "convention": counts.get("convention_note") or counts.get("convention", ""),
         "raw": raw,
         "steps": [

@@ -5,7 +5,7 @@ flags of termination), so that the score of any subset or resample of reports is
 Nothing here imports torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dive.data.generations import read_generations
+from dive.data.readable import readable_pool, studies_left_out
 from dive.data.studies import LABELS
-from dive.files import atomic_path, read_json, write_json
+from dive.files import atomic_path, write_json
 from dive.progress import log
 from dive.provenance import record
 from dive.scores import bleu, lexicon, termination
@@ -106,8 +107,10 @@ def scores_from_statistics(total: np.ndarray, n: int) -> dict[str, float | None]
     return scores
 
 
-def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
+def align_generations(path: str, test: Sequence[str], left_out: Collection[str] = ()) -> dict[str, list]:
     """Read generations in the order of ``test``; the same studies for every method and seed, or none at all.
+
+    Studies ``left_out`` may be there: a method that reads no image also writes reports of those that cannot be read.
 
     Raises:
         ValueError: if a test study is missing or repeated, or the file holds others; counted, the first named.
@@ -119,7 +122,7 @@ def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
         if uid in rows:
             repeated.append(uid)
         rows[uid] = index
-    wanted = set(test)
+    wanted = {*test, *left_out}
     problems = {
         "missing": [uid for uid in test if uid not in rows],
         "repeated": repeated,
@@ -142,7 +145,9 @@ def summarise(values: Mapping[int, float | None], n: int) -> dict[str, Any]:
     return {"mean": mean, "sd": spread, "seeds": defined, "n": n}
 
 
-def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabulary: str, out: str) -> None:
+def score_method(
+    studies: str, pool: str, generations: Mapping[int, str], vocabulary: str, out: str, vision: str | None = None
+) -> None:
     """Score all seeds of one method.
 
     Args:
@@ -153,11 +158,12 @@ def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabu
         out: folder that receives ``reports.parquet`` (a row a seed and study: statistics, no text) and
             ``summary.json`` (``metrics``: name -> {mean, sd, seeds: {seed: value}, n}, null where not measured;
             ``conventions``; ``provenance``).
+        vision: folder of the vision features; its studies without a readable image are scored for no method.
 
     Raises:
         ValueError: if a generations file does not hold every test study exactly once, or a study has no reference.
     """
-    test = read_json(pool)["test"]
+    test = readable_pool(pool, vision)["test"]
     table = pq.read_table(studies, columns=["study_uid", "target"]).to_pydict()
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     missing = [uid for uid in test if not targets.get(uid)]
@@ -170,7 +176,7 @@ def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabu
     words = lexicon.Lexicon(vocabulary)
     tables, values = [], {}
     for seed, path in sorted((int(seed), path) for seed, path in generations.items()):
-        columns = align_generations(path, test)
+        columns = align_generations(path, test, studies_left_out(vision))
         hypotheses = [report or "" for report in columns["report"]]
         statistics = report_statistics(hypotheses, references, columns["stopped"], words)
         values[seed] = scores_from_statistics(statistics.sum(axis=0), len(test))
