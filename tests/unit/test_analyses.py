@@ -280,7 +280,7 @@ def test_the_view_shows_the_report_whole():
     tokens = [token(0, 2), token(3, 4), token(3, 4), token(4, 13, decisive_vocabulary=True)]
     pieces = pieces_of(text, tokens, [span])
     assert "".join(piece["before"] + piece["text"] for piece in pieces) == text
-    assert [piece["text"] for piece in pieces] == ["No", "é", "", " effusion", ""]  # bytes of one letter, then the cut
+    assert [piece["text"] for piece in pieces] == ["No", "é", "", "effusion", ""]  # bytes of one letter, then the cut
     assert pieces[3]["polarity"] == "negative"
     assert pieces[3]["decisive"] == ["vocabulary"]
     assert pieces[3]["said"] == ["vocabulary: Pleural Effusion, negative"]

@@ -93,9 +93,9 @@ def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[It
 
     def of_sentence(sentence: str, document: Any) -> list[Span]:
         mentions = [
-            (entity.start_char, entity.end_char, entity.label_)
+            (entity.start_char, min(entity.end_char, len(sentence)), entity.label_)
             for entity in document.ents
-            if chosen(entity, labels, types, knowledge)
+            if entity.start_char < len(sentence) and chosen(entity, labels, types, knowledge)
         ]
         return disjoint(
             Span(start, end, label, polarity, "scispacy")
@@ -105,7 +105,9 @@ def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[It
     def annotate(reports: Iterable[Report]) -> Iterator[list[Span]]:
         reports = list(reports)
         unique = list(dict.fromkeys(r.text[start:end] for r in reports for start, end in sentences(r.text)))
-        documents = progress(pipeline.pipe(unique, batch_size=256), "sentences through the pipeline", len(unique))
+        # As its model was trained: with the full stop that `sentences` leaves out.
+        documents = pipeline.pipe((f"{text}." for text in unique), batch_size=256)
+        documents = progress(documents, "sentences through the pipeline", len(unique))
         found = {text: of_sentence(text, document) for text, document in zip(unique, documents, strict=True)}
         for report in reports:
             yield [

@@ -33,7 +33,7 @@ NAMES = {
     "surprisal": "Surprisal weights",
     "value_at_risk": "Value-at-risk weights",
 }
-TITLES = {"loss": "loss", "kl": "divergence from the teacher"}
+TITLES = {"loss": "loss", "kl": "KL from the teacher"}
 SHARES = ("tokens", "loss", "kl", "weight", "weighted_loss", "weighted_kl")
 NUMBERS = (
     *SHARES, "loss_density", "loss_low", "loss_high", "loss_oracle", "loss_half",
@@ -190,7 +190,7 @@ def draw_sparsity(
     """A row of panels per backbone: how concentrated loss and divergence are, and how far annotators agree.
 
     The curve takes the tokens by their own loss (KL), largest first: nobody can mark so few that hold so much. On the
-    diagonal are tokens at random. An annotator's marker is at its share of tokens and of the loss; the arrow ends
+    diagonal are tokens at random. An annotator's marker is at its share of tokens and of the loss; the open one is
     where the method's weights put it.
     """
     annotators = list(tokens[0].marks)
@@ -208,11 +208,13 @@ def draw_sparsity(
         plt.Line2D([], [], linestyle="", marker="o", color=colour, markersize=5, label=NAMES.get(name, name))
         for name, colour in colours.items()
     ]
+    after = {"marker": "o", "color": "black", "markerfacecolor": "white", "markersize": 5}
     handles += [
+        plt.Line2D([], [], linestyle="", **after, label="after weighting"),
         plt.Line2D([], [], color="black", linewidth=1.0, label="largest first"),
         plt.Line2D([], [], color="#8c8c8c", linestyle=":", linewidth=0.9, label="at random"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), handletextpad=0.4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), handletextpad=0.4)
     return figure
 
 
@@ -228,12 +230,8 @@ def _draw_concentration(
             continue
         x, before, after = (100 * row[key] for key in ("tokens", measure, f"weighted_{measure}"))
         colour = colours[row["row"]]
-        axis.annotate(
-            "",
-            (x, after),
-            (x, before),
-            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.8, "shrinkA": 0},
-        )
+        axis.plot([x, x], [before, after], color=colour, linewidth=0.9)
+        axis.plot(x, after, "o", color=colour, markersize=4.5, markerfacecolor="white")
         axis.plot(x, before, "o", color=colour, markersize=4.5)
     axis.set_xlabel("share of tokens (%)")
     axis.set_ylabel(f"share of {TITLES[measure]} (%)", fontsize=7.5)

@@ -63,6 +63,9 @@ def pieces_of(
                 "said": [f"{span['source']}: {span['observation']}, {span['polarity']}" for span in over],
                 "polarity": over[0]["polarity"] if over else "",
             }
+            # The blank before a word belongs to its token in many tokenizers; it is not coloured.
+            blank = len(piece["text"]) - len(piece["text"].lstrip())
+            piece["before"], piece["text"] = piece["before"] + piece["text"][:blank], piece["text"][blank:]
             shown = end
         piece |= {name: float(token[name]) for name in ("loss", "teacher_loss", "kl", "weight")}
         piece["decisive"] = [name for name in token if name.startswith("decisive_") and token[name]]
@@ -107,10 +110,11 @@ def write_view(
     for path in spans:
         for span in pq.read_table(path, filters=[("study_uid", "in", uids)]).to_pylist():
             marked[span["study_uid"]].append(span)
-    scale = {
-        name: max((row[name] for table in tables for row in table if not row["term"]), default=1.0) or 1.0
-        for name in LAYERS
-    }
+    scale = {}
+    for name in LAYERS:
+        values = sorted(row[name] for table in tables for row in table if not row["term"])
+        # A few tokens lose far more than the rest: the deepest colour begins at the 98th percentile.
+        scale[name] = (values[int(0.98 * (len(values) - 1))] if values else 0.0) or 1.0
     reports = [
         {
             "uid": uid,
