@@ -337,7 +337,7 @@ def shown_settings():
     """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
     methods = dict.fromkeys(method for _, _, method in ROWS)
     return {
-        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation")},
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
         "training": TRAINING,
         "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
         "methods": {name: config["methods"][name] for name in methods},

@@ -74,6 +74,8 @@ rule report:
         training=expand("results/figures/{experiment}-training.svg", experiment=config["experiments"]),
         flows=expand("results/splits/{dataset}/counts.json", dataset=DATASETS),
         acceptance=acceptance("json"),
+        decisive=sparsity("csv"),
+        concentration=sparsity("svg"),
     output:
         report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
     log:
@@ -87,6 +89,8 @@ rule report:
         experiments=config["experiments"],
         layouts=[layout_of(experiment) for experiment in config["experiments"]],
         datasets=DATASETS,
+        titles=[config["presentation"]["datasets"][name]["title"] for name in DATASETS],
+        views=[f"tokens/{name}.html" if name in VIEWED else "" for name in DATASETS],
         settings=shown_settings(),
         code=code_version("scripts/report.py"),
     message:

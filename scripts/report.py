@@ -6,6 +6,13 @@ from dive.reporting.html import write_report
 with logged(snakemake.log[0]):
     experiments = snakemake.params.experiments
     figures = zip(snakemake.input.results, snakemake.input.training, strict=True)
+    decisive = zip(
+        snakemake.params.titles,
+        snakemake.input.decisive,
+        snakemake.input.concentration,
+        snakemake.params.views,
+        strict=True,
+    )
     write_report(
         out=snakemake.output[0],
         template=snakemake.input.template,
@@ -17,4 +24,5 @@ with logged(snakemake.log[0]):
         acceptance=snakemake.input.acceptance[0] if snakemake.input.acceptance else None,
         settings=snakemake.params.settings,
         version=snakemake.params.code,
+        decisive=[dict(zip(("title", "table", "figure", "view"), entry, strict=True)) for entry in decisive],
     )

@@ -29,6 +29,7 @@ from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.distillation.cache import render_supervised
 from dive.distillation.training import spans_of
+from dive.reporting.html import decisive_section
 from dive.reporting.sparsity import compare_annotators, read_sparsity
 from dive.reporting.tokens import choose, pieces_of, write_view
 from tests.unit.tiny_models import FAMILIES
@@ -236,6 +237,12 @@ def test_table_figure_and_view(analysed, tmp_path):
     for row, wanted in zip(rows, expected, strict=False):
         assert row["loss"] == pytest.approx(wanted["loss"], abs=1e-4)
     assert rows[0]["verdict"].startswith("The measure: half of the loss lies in")
+
+    section = decisive_section({"title": "A & B", "table": paths[1], "figure": paths[3], "view": "tokens/a.html"})
+    assert [block["title"] for block in section["blocks"]] == ["One", "Two"]
+    assert section["blocks"][0]["rows"][0]["title"] == "Vocabulary"
+    assert section["blocks"][0]["rows"][0]["cells"][0] == f"{100 * rows[1]['tokens']:.1f}"
+    assert section["blocks"][1]["said"] == rows[0]["verdict"]
 
     view = tmp_path / "view.html"
     arguments = {

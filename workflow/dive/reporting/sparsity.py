@@ -77,7 +77,7 @@ def write_sparsity(
 ) -> None:
     """Write the rows with four decimals; an absent value is an empty cell."""
     annotators = list(rows[0][0]["f1"])
-    columns = ["backbone", "row", "kind", *NUMBERS, *(f"f1_{name}" for name in annotators), "verdict"]
+    columns = ["backbone", "row", "title", "kind", *NUMBERS, *(f"f1_{name}" for name in annotators), "verdict"]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(columns)
@@ -85,7 +85,8 @@ def write_sparsity(
             for row in of_backbone:
                 numbers = [*(row[name] for name in NUMBERS), *(row["f1"][name] for name in annotators)]
                 cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-                writer.writerow([title, row["row"], row["kind"], *cells, said if row["kind"] == "all" else ""])
+                named = NAMES.get(row["row"], row["row"])
+                writer.writerow([title, row["row"], named, row["kind"], *cells, said if row["kind"] == "all" else ""])
 
 
 def read_sparsity(path: str) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def read_sparsity(path: str) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(handle))
     return [
         {
-            key: value if key in ("backbone", "row", "kind", "verdict") else float(value) if value else None
+            key: value if key in ("backbone", "row", "title", "kind", "verdict") else float(value) if value else None
             for key, value in row.items()
         }
         for row in rows
