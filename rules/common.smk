@@ -5,7 +5,7 @@ import re
 import sys
 from itertools import product
 
-from dive.config import ConfigError, resolve
+from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, resolve
 from dive.data.roots import check_root
 from dive.provenance import code_version, module_of
 
@@ -58,6 +58,7 @@ wildcard_constraints:
     dataset=any_of(config["datasets"]),
     backbone=any_of(config["backbones"]),
     method=any_of(config["methods"]),
+    annotator=any_of(ANNOTATORS),
     shots=r"\d+",
     seed=r"\d+",
 
@@ -91,6 +92,34 @@ def teacher_of(wildcards):
     if config["methods"][wildcards.method]["loss"]["kd"] == 0:
         return []
     return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def marking_of(source):
+    """The annotator whose spans a source of weights reads: the controls and statistics have none of their own."""
+    if source == "random":
+        return config["annotation"]["random"]["like"]
+    return source if source in ANNOTATORS else config["annotation"]["annotator"]
+
+
+def spans_file(dataset, source):
+    """The decisive spans that a source of weights reads."""
+    return f"results/annotations/{dataset}/{marking_of(source)}/spans.parquet"
+
+
+def spans_of(wildcards):
+    """The decisive spans that a method's weights act on."""
+    return spans_file(wildcards.dataset, config["methods"][wildcards.method]["weights"]["source"])
+
+
+def annotations_of(wildcards):
+    """RadGraph's published graphs of a dataset, for an annotator that reads them."""
+    graphs = config["annotation"]["radgraph"]["annotations"].get(wildcards.dataset)
+    return [graphs] if graphs and "radgraph" in parts_of(wildcards.annotator) else []
+
+
+def vocabulary_of(wildcards):
+    """The vocabulary, for an annotator that reads it."""
+    return ["workflow/resources/vocabulary.csv"] if "vocabulary" in parts_of(wildcards.annotator) else []
 
 
 def adapter_of(wildcards):
@@ -128,6 +157,34 @@ def backbone_for(batch):
     return settings
 
 
+def parts_of(annotator):
+    """The annotators that one consists of: itself, or those that a union holds."""
+    return config["annotation"]["union"] if annotator == "union" else [annotator]
+
+
+def annotator_settings(annotator):
+    """What an annotator reads of the configuration, and nothing of the others."""
+    said = config["annotation"]
+    if annotator == "union":
+        return {"annotator": "union", "parts": [annotator_settings(part) for part in said["union"]]}
+    own = {key: said[key] for key in ("classes", "include_cues")} if annotator == "vocabulary" else said[annotator]
+    return {"annotator": annotator, **{key: value for key, value in own.items() if key != "annotations"}}
+
+
+def annotator_for(wildcards):
+    """The settings of the annotator that a job runs."""
+    return annotator_settings(wildcards.annotator)
+
+
+def code_of_annotator(script):
+    """A function for the code version of a script with the annotators that it loads by name."""
+
+    def version(wildcards):
+        return code_version(script, *(f"dive.annotation.{part}" for part in parts_of(wildcards.annotator)))
+
+    return version
+
+
 # Of training, what decides its outcome: prefix cache and checkpoints only decide how soon it is there.
 TRAINING = {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
 
@@ -149,6 +206,84 @@ def gpus(wildcards):
 def memory(wildcards):
     """Main memory in MB of a job with this backbone: a real one is loaded there before it goes to a device."""
     return 2000 if wildcards.backbone in TINY else 48000
+
+
+# What the analysis of decisive tokens compares and shows. Real reports are shown only where the settings say so.
+
+
+SHOWN = config["methods"][config["analysis"]["method"]]["weights"]
+COMPARED = list(
+    dict.fromkeys(
+        [
+            config["annotation"]["annotator"],
+            *config["analysis"]["annotators"],
+            *({SHOWN["source"]} & {*ANNOTATORS, "random"}),
+        ]
+    )
+)
+VIEW = config["analysis"]["view"]
+VIEWED = [name for name in DATASETS if VIEW["studies"] and (name in SYNTHETIC or VIEW["credentialed"])]
+
+
+def compared_spans(wildcards):
+    """The spans of every annotator that is compared."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED]
+
+
+def viewed_spans(wildcards):
+    """The spans whose polarity and source the view shows; random tokens have none."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED if name in ANNOTATORS]
+
+
+def analysis_settings():
+    """What decides the numbers of the analysis; parameters of statistics are those of a method that uses them."""
+    names = list(dict.fromkeys([*config["analysis"]["statistics"], *({SHOWN["source"]} & set(STATISTICS))]))
+    return {
+        "studies": config["analysis"]["studies"],
+        "max_report_tokens": config["training"]["max_report_tokens"],
+        "seed": config["seeds"][0],
+        "annotator": config["annotation"]["annotator"],
+        "statistics": {name: SHOWN["level" if name == "value_at_risk" else "exponent"] for name in names},
+        "weights": {key: SHOWN[key] for key in ("pathology", "eos", "source")},
+    }
+
+
+def analysed_backbones(dataset):
+    """The backbones with which a dataset is run."""
+    return [backbone for name, backbone in PAIRS if name == dataset]
+
+
+def analyses_of(wildcards):
+    """The tokens of a dataset with every backbone."""
+    return [f"results/analyses/{wildcards.dataset}/{b}/tokens.parquet" for b in analysed_backbones(wildcards.dataset)]
+
+
+def backbone_titles_of(wildcards):
+    """Titles of the backbones with which a dataset is run."""
+    return [config["presentation"]["backbones"][name]["title"] for name in analysed_backbones(wildcards.dataset)]
+
+
+def title_of_dataset(wildcards):
+    """Title of a dataset."""
+    return config["presentation"]["datasets"][wildcards.dataset]["title"]
+
+
+def sparsity_layout(wildcards):
+    """What the table of annotators says beside numbers."""
+    settings = analysis_settings()
+    method = config["analysis"]["method"]
+    return {
+        "dataset": title_of_dataset(wildcards),
+        "method": config["presentation"]["methods"][method]["title"],
+        "shots": config["shots"],
+        **{key: settings[key] for key in ("annotator", "weights")},
+    }
+
+
+def sparsity(suffix):
+    """The comparison of annotators of every dataset, as a table or a figure."""
+    folder = "figures" if suffix == "svg" else "tables"
+    return [f"results/{folder}/sparsity/{dataset}.{suffix}" for dataset in DATASETS]
 
 
 # What is gathered at the end.
@@ -202,7 +337,7 @@ def shown_settings():
     """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
     methods = dict.fromkeys(method for _, _, method in ROWS)
     return {
-        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation")},
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
         "training": TRAINING,
         "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
         "methods": {name: config["methods"][name] for name in methods},
@@ -215,4 +350,5 @@ def made_at_the_end():
         ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
         experiment=config["experiments"],
     )
-    return [*ends, "results/report/index.html", *acceptance("md")]
+    views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
+    return [*ends, *sparsity("tex"), *views, "results/report/index.html", *acceptance("md")]

@@ -76,6 +76,8 @@ rule report:
         pools=expand("results/pools/{dataset}.json", dataset=DATASETS),
         vision=[f"results/vision/{dataset}/{backbone}" for dataset, backbone in PAIRS],
         acceptance=acceptance("json"),
+        decisive=sparsity("csv"),
+        concentration=sparsity("svg"),
     output:
         report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
     log:
@@ -90,6 +92,8 @@ rule report:
         layouts=[layout_of(experiment) for experiment in config["experiments"]],
         datasets=DATASETS,
         pairs=PAIRS,
+        titles=[config["presentation"]["datasets"][name]["title"] for name in DATASETS],
+        views=[f"tokens/{name}.html" if name in VIEWED else "" for name in DATASETS],
         settings=shown_settings(),
         code=code_version("scripts/report.py"),
     message:

@@ -6,6 +6,13 @@ from dive.reporting.html import write_report
 with logged(snakemake.log[0]):
     experiments = snakemake.params.experiments
     figures = zip(snakemake.input.results, snakemake.input.training, strict=True)
+    decisive = zip(
+        snakemake.params.titles,
+        snakemake.input.decisive,
+        snakemake.input.concentration,
+        snakemake.params.views,
+        strict=True,
+    )
     write_report(
         out=snakemake.output[0],
         template=snakemake.input.template,
@@ -19,4 +26,5 @@ with logged(snakemake.log[0]):
         version=snakemake.params.code,
         pools=dict(zip(snakemake.params.datasets, snakemake.input.pools, strict=True)),
         vision=dict(zip(map(tuple, snakemake.params.pairs), snakemake.input.vision, strict=True)),
+        decisive=[dict(zip(("title", "table", "figure", "view"), entry, strict=True)) for entry in decisive],
     )

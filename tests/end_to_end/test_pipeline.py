@@ -52,6 +52,20 @@ def test_the_costs_name_every_rule(run: tuple[Project, str]) -> None:
     assert rules - measured == {"summarise_costs"}
 
 
+def test_decisive_tokens_are_compared_and_shown(run: tuple[Project, str]) -> None:
+    project, _ = run
+    with (project.folder / "results/tables/sparsity/synthetic-mimic-cxr.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
+        rows = list(csv.DictReader(file))
+    assert {row["backbone"] for row in rows} == {"Gemma 3 (tiny)", "Qwen 2.5-VL (tiny)"}
+    assert {row["row"] for row in rows} >= {"vocabulary", "idf", "random", "term", "power_law"}
+    page = (project.folder / "results/report/index.html").read_text(encoding="utf-8")
+    assert rows[0]["verdict"][:40] in page
+    assert 'href="tokens/synthetic-mimic-cxr.html"' in page
+    assert (project.folder / "results/report/tokens/synthetic-mimic-cxr.html").is_file()
+
+
 def test_results_name_no_machine_and_no_user(run: tuple[Project, str]) -> None:
     """Records, tables and pages are the same wherever they are made."""
     project, _ = run

@@ -70,7 +70,7 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "synthesize": datasets,
         "build_backbone": backbones,
         "split": datasets,
-        "annotate": datasets,
+        "annotate": datasets * 2,  # the vocabulary, and idf to compare with; random tokens have no file
         "select": datasets,
         "demonstrate": datasets * seeds,
         "cache_vision": pairs,
@@ -79,6 +79,9 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "generate": pairs * (7 * seeds + 2),
         "repeat_report": datasets,
         "score": pairs * 10,
+        "analyse": pairs,
+        "compare_annotators": datasets,
+        "view_tokens": datasets,
         "probe_world": pairs,
         "accept_world": 1,
         "tabulate": 1,

@@ -163,12 +163,71 @@ class Backbone(Strict):
     batch: Batch
 
 
+SPANS = ("vocabulary", "scispacy", "radgraph", "idf", "union")
+"""Annotators that write spans."""
+
+STATISTICS = ("power_law", "surprisal", "value_at_risk")
+"""Weightings that need no annotator."""
+
+SpanAnnotator = Literal[SPANS]
+
+
+class Scispacy(Strict):
+    """A spaCy pipeline with entities."""
+
+    path: str | None
+    labels: list[str]
+    types: list[str]
+
+
+class Radgraph(Strict):
+    """RadGraph's observations."""
+
+    annotations: dict[str, str]
+    model: str
+    max_missing: Share
+
+
+class Idf(Strict):
+    """The rarest words."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class RandomTokens(Strict):
+    """As many tokens as an annotator marks, at random places."""
+
+    like: SpanAnnotator
+
+
 class Annotation(Strict):
     """Decisive tokens."""
 
-    annotator: Literal["vocabulary"]
+    annotator: SpanAnnotator
     include_cues: bool
     classes: Annotated[list[str], Field(min_length=1)]
+    scispacy: Scispacy
+    radgraph: Radgraph
+    idf: Idf
+    union: Annotated[list[SpanAnnotator], Field(min_length=1)]
+    random: RandomTokens
+
+
+class View(Strict):
+    """The page that shows reports token by token."""
+
+    studies: Natural | list[str]
+    credentialed: bool
+
+
+class Analysis(Strict):
+    """Whether a sparse set of tokens decides: measured on validation studies."""
+
+    studies: Positive
+    annotators: Annotated[list[Literal[(*SPANS, "random")]], Field(min_length=1)]
+    statistics: list[Literal[STATISTICS]]
+    method: str
+    view: View
 
 
 class Decoding(Strict):
@@ -219,8 +278,11 @@ class Loss(Strict):
 class Weights(Strict):
     """Weights in the cross-entropy; any other token has 1."""
 
-    pathology: Weight
-    eos: Weight
+    pathology: Rate
+    eos: Rate
+    source: Literal[(*SPANS, "random", *STATISTICS)] | None = None
+    exponent: Weight = 1.0
+    level: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Optimiser(Strict):
@@ -300,6 +362,7 @@ class Config(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     annotation: Annotation
+    analysis: Analysis
     decoding: Decoding
     training: Training
     methods: dict[Name, Method]
@@ -414,6 +477,7 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for kind in NAMED:
             refer(f"grids.{grid}.{kind}", mapping(lists).get(kind), kind)
 
+    errors += check_annotators(config, named["methods"])
     for name, dataset in named["datasets"].items():
         dataset = mapping(dataset)
         path = f"datasets.{name}"
@@ -445,6 +509,35 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
             )
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
+    return errors
+
+
+def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> Errors:
+    """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
+    errors = []
+    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
+    listed = analysis.get("annotators")
+    used = {annotation.get("annotator"): "annotation.annotator"}
+    used |= dict.fromkeys(listed if isinstance(listed, list) else [], "analysis.annotators")
+    used |= {
+        source: f"methods.{name}.weights.source"
+        for name, method in methods.items()
+        if (source := mapping(mapping(method).get("weights")).get("source"))
+    }
+    parts = annotation.get("union")
+    parts = parts if isinstance(parts, list) else []
+    if "union" in parts:
+        errors.append(("annotation.union", "cannot hold itself; list other annotators"))
+    if "union" in used:
+        used |= dict.fromkeys(parts, "annotation.union")
+    if "scispacy" in used and not mapping(annotation.get("scispacy")).get("path"):
+        errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
+    method = mapping(methods.get(analysis.get("method")))
+    if analysis and methods and "weights" not in method:
+        weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
+        errors.append(
+            ("analysis.method", f"{analysis.get('method')!r} has no weights{nearest(analysis.get('method'), weighted)}")
+        )
     return errors
 
 

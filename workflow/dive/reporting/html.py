@@ -31,6 +31,7 @@ def write_report(
     version: str = "",
     pools: Mapping[str, str] | None = None,
     vision: Mapping[tuple[str, str], str] | None = None,
+    decisive: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the page.
 
@@ -48,6 +49,9 @@ def write_report(
         version: version of the code, printed below the title.
         pools: dataset -> JSON of its pool, for the flow diagram.
         vision: (dataset, backbone) -> folder of the vision features, which says what could not be decoded.
+        decisive: for each dataset its ``title``, ``table`` and ``figure`` of decisive tokens
+            (:func:`dive.reporting.sparsity.compare_annotators`), and ``view``, the address of the page that shows
+            reports, or "".
     """
     import jinja2
 
@@ -72,6 +76,7 @@ def write_report(
         acceptance=acceptance_section(acceptance) if acceptance else None,
         costs=cost_section(costs) if costs else None,
         settings=list(dotted(settings or {})),
+        decisive=[decisive_section(entry) for entry in decisive],
     )
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -181,6 +186,28 @@ def acceptance_section(path: str) -> dict[str, Any]:
         "criteria": accepted["criteria"],
         "pairs": pairs,
         "lines": [{**line, "cells": [line["cells"].get(pair) for pair in pairs]} for line in lines.values()],
+    }
+
+
+def decisive_section(entry: Mapping[str, str]) -> dict[str, Any]:
+    """Shares of each annotator's tokens by backbone, in per cent, with what they say in words."""
+    with Path(entry["table"]).open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    shares = ("tokens", "loss", "kl", "weight", "weighted_loss", "weighted_kl")
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cells = [f"{100 * float(row[name]):.1f}" if row[name] and row["kind"] != "all" else "" for name in shares]
+        for name in ("loss", "kl"):
+            density, low, high = (row[f"{name}_{key}"] for key in ("density", "low", "high"))
+            cells.append(f"{float(density):.2f} ({float(low):.2f} to {float(high):.2f})" if density else "")
+        if row["kind"] != "all":
+            lines.setdefault(row["backbone"], []).append({"title": row["title"], "cells": cells})
+    said = {row["backbone"]: row["verdict"] for row in rows if row["verdict"]}
+    return {
+        "title": entry["title"],
+        "view": entry["view"],
+        "figure": embed_svg(entry["figure"]),
+        "blocks": [{"title": name, "said": said[name], "rows": of_backbone} for name, of_backbone in lines.items()],
     }
 
 
