@@ -5,7 +5,7 @@ import re
 import sys
 from itertools import product
 
-from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, resolve
+from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
 from dive.provenance import code_version, module_of
 
@@ -21,9 +21,10 @@ except ConfigError as error:
 
 
 def select_rows(experiment):
-    """(dataset, backbone, method) of every row of an experiment's table."""
+    """(dataset, backbone, method) of every row of an experiment's table; a transfer is for the other datasets."""
     grid = config["grids"][experiment]
-    return list(product(grid["datasets"], grid["backbones"], grid["methods"]))
+    rows = product(grid["datasets"], grid["backbones"], grid["methods"])
+    return [row for row in rows if config["methods"][row[2]].get("trained_on") != row[0]]
 
 
 ROWS = [row for experiment in config["experiments"] for row in select_rows(experiment)]
@@ -48,9 +49,12 @@ def any_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+TRANSFERS = [name for name, method in config["methods"].items() if "trained_on" in method]
+
+
 def methods_of(*kinds):
-    """Names of the methods of some kinds."""
-    return [name for name, method in config["methods"].items() if method["kind"] in kinds]
+    """Names of the methods of some kinds; a transfer (method@dataset) is none of its own."""
+    return [name for name, method in config["methods"].items() if method["kind"] in kinds and name not in TRANSFERS]
 
 
 wildcard_constraints:
@@ -89,7 +93,7 @@ def probe_demonstrations(wildcards):
 
 def teacher_of(wildcards):
     """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
-    if config["methods"][wildcards.method]["loss"]["kd"] == 0:
+    if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
         return []
     return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
 
@@ -122,11 +126,26 @@ def vocabulary_of(wildcards):
     return ["workflow/resources/vocabulary.csv"] if "vocabulary" in parts_of(wildcards.annotator) else []
 
 
-def adapter_of(wildcards):
-    """The trained adapter of a steering method."""
-    if wildcards.method not in methods_of("steering"):
+def layers_of(wildcards):
+    """The cached states of all the teacher's layers, for a method that aligns its own to them or averages them."""
+    if not reads_layers(config["methods"][wildcards.method]):
         return []
-    return "results/adapters/{dataset}/{backbone}/{method}/seed{seed}".format(**wildcards)
+    return "results/layers/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def fitted_demonstrations(wildcards):
+    """The demonstrations of the training queries, for a method that runs the queries with them itself."""
+    if not reads_demonstrations(config["methods"][wildcards.method]):
+        return []
+    return demonstrations_file(wildcards.dataset, wildcards.seed)
+
+
+def adapter_of(wildcards):
+    """The trained adapter of a steering method: this dataset's, or for method@dataset that one's."""
+    method, _, other = wildcards.method.partition("@")
+    if method not in methods_of("steering"):
+        return []
+    return f"results/adapters/{other or wildcards.dataset}/{wildcards.backbone}/{method}/seed{wildcards.seed}"
 
 
 def seeds_of(wildcards):

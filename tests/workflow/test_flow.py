@@ -91,6 +91,19 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
     }
 
 
+def test_a_transfer_takes_the_other_dataset_s_adapter_and_trains_nothing(fresh: Project) -> None:
+    fresh.change("seeds", "[0]")
+    transfer = fresh.planned("--config", 'experiments=["transfer"]')
+    # LIVE and DIVE on each of two datasets and two backbones; zero-shot, ICL, and of each method both adapters.
+    assert transfer["distill"] == 2 * 4
+    assert transfer["generate"] == transfer["score"] == 6 * 4
+    reports = "results/generations/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0.parquet"
+    planned = fresh.planned(reports)
+    assert planned["distill"] == planned["generate"] == 1
+    other = "results/adapters/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0"
+    assert fresh.run("snakemake", "--dry-run", other).returncode != 0
+
+
 def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:
     fresh.edit("config.yaml", "      - live\n      - dive\n      - dive_static\n      - dive_uniform\n", "")
     fresh.edit("config.yaml", "      - dive_static_uniform\n", "")

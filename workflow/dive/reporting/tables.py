@@ -17,6 +17,7 @@ GROUPS = {
     "reference": "Reference",
     "published": "Published",
     "ours": "Ours",
+    "transfer": "Transfer",
     "ablation": "Ablation",
 }
 """Groups of rows in the order of the table, with their headings."""
@@ -246,6 +247,10 @@ def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
         "BLEU-4: corpus BLEU, lower-cased text with separated punctuation; ROUGE-L: F, stemmed. Stop rate: "
         "reports that end by the end-of-turn token. Length ratio: generated to reference words.",
     ]
+    if any(row["group"] == "transfer" for row in rows):
+        notes.append(
+            "Transfer: the adapter was trained and chosen on the other dataset alone, and writes reports for this one."
+        )
     absent = [metric.text for metric in METRICS if all(row[metric.name] is None for row in rows)]
     if absent:
         notes.append(
