@@ -10,6 +10,8 @@ CORES ?= all
 OPTIONS ?=
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+DOWNLOAD ?=
+ASSETS ?=
 
 BIN := $(VENV)/bin
 EXPERIMENTS ?= main
@@ -17,12 +19,13 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema rulegraph lock clean
+.PHONY: help install reproduce show fetch-assets test check format schema rulegraph lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
@@ -53,6 +56,9 @@ reproduce: install
 
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
+
+fetch-assets: install
+	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
 
 check: install
 	ruff check .

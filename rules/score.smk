@@ -8,6 +8,7 @@ rule score:
         pool="results/pools/{dataset}.json",
         generations=generations_of,
         vocabulary="workflow/resources/vocabulary.csv",
+        weights=list(weight_files(SCORERS).values()),
     output:
         reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",
         summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
@@ -17,9 +18,13 @@ rule score:
         "benchmarks/score/{dataset}/{backbone}/{method}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=8000 if any(SCORERS.values()) else 2000,
+        gpu=scorer_gpus,
     params:
         seeds=seeds_of,
+        scorers=SCORERS,
+        # Found by the content of texts and weights, so it is right whenever it is there; no rule depends on it.
+        remembered="results/remembered",
         code=code_version("scripts/score.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}: scoring"
