@@ -81,3 +81,28 @@ rule accept_world:
         "holding the synthetic world against its acceptance criteria"
     script:
         "../scripts/accept_world.py"
+
+
+rule compare_lexicon:
+    """Hold what the lexicon proxies read in synthetic references against the findings behind them."""
+    input:
+        studies=expand("results/splits/{dataset}/studies.parquet", dataset=KNOWN),
+        truths=expand("data/truth/{dataset}.parquet", dataset=KNOWN),
+        vocabulary="workflow/resources/vocabulary.csv",
+    output:
+        json="results/world/lexicon.json",
+        markdown="results/world/lexicon.md",
+    log:
+        "logs/compare_lexicon.log",
+    benchmark:
+        "benchmarks/compare_lexicon.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        datasets=KNOWN,
+        code=code_version("scripts/compare_lexicon.py"),
+    message:
+        "holding the lexicon proxies against the synthetic truth"
+    script:
+        "../scripts/compare_lexicon.py"
