@@ -19,6 +19,7 @@ from dive.files import sha256
 from dive.progress import progress
 from dive.scores.assets import WeightsError
 from dive.scores.labels import (
+    COUNTS,
     FIVE,
     classification_report,
     count_columns,
@@ -98,13 +99,14 @@ class CheXbert:
         unread = [text for text in cleaned if text not in self._classes]
         if unread:
             self._classes.update(annotate_once(unread, self._read, self.identity, self.folder))
-        rows = np.array([self._classes[text] for text in cleaned], dtype=np.int8).reshape(len(cleaned), len(LABELS))
+        rows = np.array([self._classes[text] for text in cleaned], dtype=np.int8).reshape(-1, len(LABELS))
         return rows[:, [CONDITIONS.index(label) for label in LABELS]]
 
     def statistics(self, hypotheses: Sequence[str | None], references: Sequence[str | None]) -> np.ndarray:
         """The additive numbers of every report, float64 (n, len(COLUMNS))."""
         counts = label_counts(self.classes(hypotheses), self.classes(references))
-        return np.concatenate([counts.reshape(len(counts), -1), label_flags(counts)], axis=1).astype(np.float64)
+        flat = counts.reshape(len(counts), len(LABELS) * len(COUNTS))
+        return np.concatenate([flat, label_flags(counts)], axis=1).astype(np.float64)
 
     @staticmethod
     def scores(total: np.ndarray, n: int) -> dict[str, float | None]:
@@ -147,8 +149,8 @@ class CheXbert:
 
 def scores(total: np.ndarray, n: int) -> dict[str, float | None]:
     """CheXbert's scores in 0..100 from summed COLUMNS of ``n`` reports; ``chexbert_exact5`` is a share."""
-    split = len(LABELS) * 3
-    return label_scores(total[:split].reshape(len(LABELS), 3), PREFIX, total[split:], n)
+    split = len(LABELS) * len(COUNTS)
+    return label_scores(total[:split].reshape(-1, len(COUNTS)), PREFIX, total[split:], n)
 
 
 def clean(text: str | None) -> str:
