@@ -19,13 +19,14 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show fetch-assets test check format schema rulegraph lock clean
+.PHONY: help install reproduce show fetch-assets reference test check format schema rulegraph lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
+	@echo "make reference   the packages that tests compare scores with, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
@@ -70,7 +71,15 @@ format: install
 	ruff format .
 	snakefmt Snakefile rules
 
-test: install check
+# Reference packages of the tests, apart from the environment (see tests/reference.lock).
+$(VENV)/.reference: tests/reference.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/reference --requirement tests/reference.lock
+	@touch $@
+
+reference: $(VENV)/.reference
+
+test: install check reference
 	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
 
 schema: install
