@@ -4,12 +4,15 @@ import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dive.data.studies import LABELS
 from dive.scores.assets import WeightsError
 from dive.scores.chexbert import COLUMNS, CONDITIONS, CheXbert, clean, token_ids
 from dive.scores.labels import BLANK, POSITIVE
+from dive.scores.score import score_method
 from tests.unit.reference import ask
 from tests.unit.tiny_scorers import write_chexbert, write_encoder, write_reports
 
@@ -156,6 +159,37 @@ def test_older_files_are_read(weights, tmp_path, scorer):
     torch.save({"model_state_dict": state}, path, _use_new_zipfile_serialization=False)
     texts = write_reports(5, 3)
     assert (CheXbert(str(path), weights[1], device="cpu").classes(texts) == scorer.classes(texts)).all()
+
+
+def test_a_method_s_scores_name_the_checkpoint(weights, tmp_path):
+    from tests.unit import test_score
+
+    uids = ["t1", "t2", "t3"]
+    table = {"study_uid": uids, "patient_uid": ["p1", "p1", "p2"], "target": [test_score.TARGETS[uid] for uid in uids]}
+    pq.write_table(pa.table(table), tmp_path / "studies.parquet")
+    (tmp_path / "pool.json").write_text(json.dumps({"test": uids}))
+    generations = {seed: test_score.generate(tmp_path, seed, [(uid, "Effusion.") for uid in uids]) for seed in (0, 1)}
+    settings = {"path": weights[0], "encoder": weights[1], "batch": 2, "device": "cpu"}
+    score_method(
+        str(tmp_path / "studies.parquet"),
+        str(tmp_path / "pool.json"),
+        generations,
+        test_score.VOCABULARY,
+        str(tmp_path / "scores"),
+        scorers={"radgraph": None, "chexbert": settings},
+        remembered=str(tmp_path / "remembered"),
+    )
+    summary = json.loads((tmp_path / "scores/summary.json").read_text())
+    scorer = CheXbert(*weights, device="cpu")
+    rows = scorer.statistics(["Effusion."] * 3, table["target"])
+    expected = scorer.scores(rows.sum(axis=0), 3)
+    assert summary["metrics"]["chexbert_f1"]["seeds"] == pytest.approx(dict.fromkeys("01", expected["chexbert_f1"]))
+    assert summary["metrics"]["radgraph_f1"]["mean"] is None
+    assert summary["provenance"]["scorers"] == {"chexbert": scorer.identity}
+    assert str(tmp_path) not in json.dumps(summary)
+    reports = pq.read_table(tmp_path / "scores/reports.parquet").to_pandas()
+    assert (reports[list(COLUMNS)].to_numpy()[:3] == rows).all()
+    assert (np.stack(reports["chexbert_classes_reference"][:3]) == scorer.classes(table["target"])).all()
 
 
 def test_classes_are_in_the_order_of_labels(scorer, monkeypatch):
