@@ -7,6 +7,7 @@ from itertools import product
 
 from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
+from dive.scores.assets import absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
 
 # A job asks nothing of the network and tells it nothing; HF_HUB_OFFLINE=0 lets a first run download a backbone.
@@ -31,6 +32,8 @@ ROWS = [row for experiment in config["experiments"] for row in select_rows(exper
 PAIRS = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in ROWS))
 DATASETS = list(dict.fromkeys(dataset for dataset, _ in PAIRS))
 SYNTHETIC = [name for name, dataset in config["datasets"].items() if dataset["synthetic"]]
+# Of those, the ones that are run: their references have a known truth.
+KNOWN = [name for name in DATASETS if name in SYNTHETIC]
 TINY = [name for name, backbone in config["backbones"].items() if backbone["tiny"]]
 
 absent = [
@@ -40,6 +43,7 @@ absent = [
     for dataset in [config["datasets"][name]]
     for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
 ]
+absent += absent_weights(config["scores"])
 if absent:
     sys.exit("\n".join(absent))
 
@@ -156,9 +160,9 @@ def seeds_of(wildcards):
 
 
 def generations_of(wildcards):
-    """The reports of all seeds of a method; the constant report is the same for every backbone."""
+    """The reports of all seeds of a method; what reads no backbone is the same for every backbone."""
     folder = "results/generations/{dataset}/{backbone}/{method}"
-    if wildcards.method in methods_of("constant"):
+    if wildcards.method in methods_of("constant", "external"):
         folder = "results/generations/{dataset}/{method}"
     return expand(f"{folder}/seed{{seed}}.parquet", seed=seeds_of(wildcards), **wildcards)
 
@@ -206,6 +210,20 @@ def code_of_annotator(script):
 
 # Of training, what decides its outcome: prefix cache and checkpoints only decide how soon it is there.
 TRAINING = {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
+
+
+# Settings of the scores that need a model; of one without weights there is nothing to depend on.
+SCORERS = located(config["scores"])
+
+
+def reports_of(wildcards):
+    """The file of another system's reports on a dataset."""
+    return config["methods"][wildcards.method]["files"][wildcards.dataset]
+
+
+def scorer_gpus(wildcards):
+    """Devices that a scoring job takes."""
+    return int(any(settings and settings["device"] != "cpu" for settings in SCORERS.values()))
 
 
 def code_of_method(script):
@@ -357,9 +375,12 @@ def shown_settings():
     methods = dict.fromkeys(method for _, _, method in ROWS)
     return {
         **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
+        "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
         "training": TRAINING,
         "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
-        "methods": {name: config["methods"][name] for name in methods},
+        "methods": {
+            name: {key: value for key, value in config["methods"][name].items() if key != "files"} for name in methods
+        },
     }
 
 
@@ -370,4 +391,5 @@ def made_at_the_end():
         experiment=config["experiments"],
     )
     views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
-    return [*ends, *sparsity("tex"), *views, "results/report/index.html", *acceptance("md")]
+    known = ["results/world/lexicon.md"] if KNOWN else []
+    return [*ends, *sparsity("tex"), *views, "results/report/index.html", *acceptance("md"), *known]

@@ -30,6 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class ConfigError(ValueError):
@@ -250,6 +251,32 @@ class Training(Strict):
     checkpoint_seconds: Weight
 
 
+class RadGraph(Strict):
+    """RadGraph F1; without a path it is not measured."""
+
+    path: str | None
+    archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
+    max_words: Positive | None
+    lower: bool
+    device: Device
+
+
+class CheXbert(Strict):
+    """CheXbert F1; without a path it is not measured."""
+
+    path: str | None
+    encoder: Annotated[str, Field(min_length=1)]
+    batch: Positive
+    device: Device
+
+
+class Scores(Strict):
+    """The scores that need a model; all others need nothing."""
+
+    radgraph: RadGraph
+    chexbert: CheXbert
+
+
 class Constant(Strict):
     """One training report for everybody."""
 
@@ -269,6 +296,15 @@ class Prompt(Strict):
     group: Group
     demonstrations: bool
     image: Literal["own", "blank"]
+
+
+class External(Strict):
+    """Reports of another system, read from a file a dataset (CSV or JSON Lines with study_uid and report)."""
+
+    kind: Literal["external"]
+    title: str
+    group: Group
+    files: dict[str, str]
 
 
 class Loss(Strict):
@@ -395,6 +431,7 @@ def tag_of(method: Any) -> str | None:
 METHODS: dict[str, type[BaseModel]] = {
     "constant": Constant,
     "prompt": Prompt,
+    "external": External,
     **{module: model_of(module, said) for module, said in SAID.items()},
 }
 Method = Annotated[
@@ -402,8 +439,8 @@ Method = Annotated[
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
-        custom_error_message="kind must be constant, prompt or steering, and module of a steering method one of "
-        + ", ".join(SAID),
+        custom_error_message="kind must be constant, prompt or steering, or external for reports of another system; "
+        "module of a steering method must be one of " + ", ".join(SAID),
     ),
 ]
 
@@ -422,6 +459,7 @@ class Config(Strict):
     analysis: Analysis
     decoding: Decoding
     training: Training
+    scores: Scores
     methods: dict[Name, Method]
 
 
@@ -595,6 +633,23 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         loss = mapping(mapping(method).get("loss"))
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
+        files = mapping(mapping(method).get("files"))
+        errors += [
+            (
+                f"methods.{name}.files.{dataset}",
+                f"{dataset!r} is not among datasets{nearest(dataset, named['datasets'])}",
+            )
+            for dataset in files
+            if dataset not in named["datasets"]
+        ]
+        for grid, lists in named["grids"].items():
+            lists = mapping(lists)
+            if mapping(method).get("kind") == "external" and name in (lists.get("methods") or ()):
+                errors += [
+                    (f"methods.{name}.files.{dataset}", f"is missing: grid {grid} has this method on that dataset")
+                    for dataset in lists.get("datasets") or ()
+                    if dataset not in files
+                ]
     return errors
 
 

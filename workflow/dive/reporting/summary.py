@@ -14,6 +14,7 @@ PLACES = {
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
     "report/index.html": "the page about what was run",
     "world/acceptance.md": "the acceptance of the synthetic world, on validation",
+    "world/lexicon.md": "how far the lexicon scores agree with the synthetic truth",
     "costs/rules.md": "the measured wall time of every rule",
     "scores": "scores of every method, seed and study",
     "generations": "the reports that every method wrote",
