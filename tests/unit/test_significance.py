@@ -13,6 +13,7 @@ import pytest
 from dive.data.studies import LABELS
 from dive.scores import bleu
 from dive.scores.bleu import bleu_statistics
+from dive.scores.multiplicity import family, holm, resolved
 from dive.scores.rouge import rouge_l, rouge_tokens
 from dive.scores.significance import (
     MEASURES,
@@ -20,12 +21,10 @@ from dive.scores.significance import (
     compare_methods,
     draw_weights,
     exchange,
-    holm,
     interval,
     random_statistics,
     randomize,
     read_statistics,
-    resolved,
     score_weighted,
     stream,
 )
@@ -205,6 +204,18 @@ def test_holm():
         0,
         0,
     ]
+
+
+def test_a_family_is_what_a_table_shows():
+    row = {"method": "dive", "difference": 1.0, "low": 0.5, "high": 1.5, "p": 0.02}
+    rows = [{**row, "against": against, "metric": metric} for against in ("a", "b") for metric in ("bleu4", "rouge_l")]
+    comparison = {"comparisons": [*rows, {**row, "method": "other", "against": "a", "metric": "bleu4"}]}
+    alone = family(comparison, "dive", ["a"], ["bleu4"], 0.05)
+    assert list(alone) == [("a", "bleu4")]
+    assert (alone["a", "bleu4"]["p_holm"], alone["a", "bleu4"]["resolved"]) == (0.02, 1)
+    together = family(comparison, "dive", ["a", "b"], ["bleu4", "rouge_l"], 0.05)
+    assert len(together) == 4
+    assert {(row["p_holm"], row["resolved"]) for row in together.values()} == {(0.08, 0)}
 
 
 def test_a_comparison_says_how_it_was_made_and_leaves_out_what_was_not_measured(scores, tmp_path):

@@ -15,7 +15,7 @@ where X_sp are the summed statistics of patient p in the reports of seed s. w an
 differences are paired. u varies training and demonstrations together with the patients; of S seeds it shows (S - 1) / S
 of their variance. Randomization exchanges all reports of a patient, those of every seed, between two methods: its
 hypothesis is about the runs that were made. So a difference counts as resolved only where the bootstrap's interval,
-which knows of the seeds, agrees with it (:func:`resolved`). Nothing here imports torch.
+which knows of the seeds, agrees with it (:mod:`dive.scores.multiplicity`). Nothing here imports torch.
 
 Run as a module it measures itself: ``python -m dive.scores.significance``.
 """
@@ -365,23 +365,6 @@ def randomize(
         }
         for pair in observed
     }
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p values, in the order given: max over the k smallest of min(1, (m - k + 1) p_(k))."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def resolved(low: float, high: float, p_adjusted: float, alpha: float) -> int:
-    """1 or -1 where a difference is above or below 0 by its interval *and* by its adjusted p value; else 0."""
-    if p_adjusted >= alpha:
-        return 0
-    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def compare_methods(
