@@ -72,6 +72,7 @@ def write(folder, method, seeds, missing=()):
             for name, value in row.items():
                 rows.setdefault(name, []).append(None if name in missing else value)
     pq.write_table(pa.table(rows), folder / "reports.parquet")
+    (folder / "summary.json").write_text(json.dumps({"conventions": {"radgraph_f1": "archive 1"}}))
     return str(folder)
 
 
@@ -240,6 +241,7 @@ def test_a_comparison_says_how_it_was_made_and_leaves_out_what_was_not_measured(
     expected = values["dive"] - values["live"] - 0.5 * values["zero_shot"]
     assert found["contrasts"]["interaction"]["bleu4"]["value"] == pytest.approx(expected)
     assert found["contrasts"]["absent"] == {}
+    assert found["archives"] == {}
     compare_methods(scores, ["dive"], contrasts, SETTINGS, str(tmp_path / "again.json"))
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
 

@@ -295,9 +295,9 @@ def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
         notes.append(interval_note(layout))
         if any(row[f"{metric.name}_resolved"] is not None for row in rows for metric in METRICS):
             notes.append(
-                "†: a published method from which ours is resolved: paired approximate randomization over patients has "
-                f"p < {layout['significance']['alpha']:g} after Holm's correction within the block, and the interval of "
-                "the difference, over patients and seeds, agrees."
+                "†: a published method from which ours is resolved: paired approximate randomization over patients "
+                f"has p < {layout['significance']['alpha']:g} after Holm's correction within the block, and the "
+                "interval of the difference, over patients and seeds, agrees."
             )
     elif max(row["seeds"] for row in rows) > 1:
         notes.append("Subscript: standard deviation over seeds.")

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dive.data.studies import LABELS
-from dive.files import write_json
+from dive.files import read_json, write_json
 from dive.progress import log
 from dive.provenance import record
 from dive.scores import bleu
@@ -110,6 +110,10 @@ MEASURES = (
     _mean_of("unique_report_rate", "first_occurrence", resampled=False),
 )
 """Every metric that the tables compare, by the columns of ``reports.parquet`` that it needs."""
+
+
+OF_MODELS = ("radgraph_f1", "chexbert_f1")
+"""Metrics whose convention names an archive of weights."""
 
 
 @dataclass(frozen=True)
@@ -377,14 +381,14 @@ def compare_methods(
     """Intervals of every method, differences of ours to every other, and further contrasts; one dataset and backbone.
 
     Args:
-        scores: method -> folder with ``reports.parquet``.
+        scores: method -> folder with ``reports.parquet`` and ``summary.json``.
         ours: methods that are compared with all others (the others of ours included).
         contrasts: name -> method -> weight; the interactions and effects that a table asks for.
         settings: ``resamples``, ``alpha``, ``seed``.
         out: JSON: ``methods`` (method -> seeds, metrics: name -> {value, low, high}), ``comparisons`` (a list of
             {method, against, metric, difference, low, high, p}; p is not corrected, since a family is what a table
-            shows), ``contrasts`` (name -> metric -> {value, low, high}), and how it was done. What was not measured
-            is absent.
+            shows), ``contrasts`` (name -> metric -> {value, low, high}), ``archives`` (metric of a model -> what the
+            summaries say of its archive), and how it was done. What was not measured is absent.
     """
     resamples, alpha, seed = settings["resamples"], settings["alpha"], settings["seed"]
     started = time.perf_counter()
@@ -422,6 +426,12 @@ def compare_methods(
                 difference = {"difference": judged["value"], "low": judged["low"], "high": judged["high"]}
                 p = p_values[method, other][name]
                 comparisons.append({"method": method, "against": other, "metric": name, **difference, "p": p})
+    conventions = [read_json(Path(folder) / "summary.json")["conventions"] for folder in scores.values()]
+    archives = {
+        name: "; ".join(dict.fromkeys(said[name] for said in conventions if name in said))
+        for name in OF_MODELS
+        if drawn.observed[name]
+    }
     write_json(
         out,
         {
@@ -434,6 +444,7 @@ def compare_methods(
                 contrast: {name: judged for name in names if (judged := judge(name, weights))}
                 for contrast, weights in contrasts.items()
             },
+            "archives": archives,
             "provenance": record(significance=dict(settings)),
         },
     )
