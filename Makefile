@@ -17,11 +17,12 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema rulegraph lock clean
+.PHONY: help install reproduce show pdf test check format schema rulegraph lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make pdf         compile the tables by pdflatex into results/tables/tables.pdf; says what to install where there is none"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
@@ -53,6 +54,9 @@ reproduce: install
 
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
+
+pdf: install
+	@python -m dive.reporting.latex results/tables
 
 check: install
 	ruff check .

@@ -7,14 +7,16 @@ from tests.project import Project
 PAIRS = 4
 """Datasets times backbones."""
 
-LAST = {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+LAST = {"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1, "summarise_costs": 1}
 """What gathers the scores of everything."""
+COMPARED = {"compare": PAIRS, **LAST}
+"""What new scores in every dataset and backbone rerun."""
 
 
 def retrained(methods: int) -> dict[str, int]:
     """The jobs of some steering methods of one seed, and of what gathers them."""
     jobs = PAIRS * methods
-    return {"distill": jobs, "generate": jobs, "score": jobs, **LAST}
+    return {"distill": jobs, "generate": jobs, "score": jobs, **COMPARED}
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
@@ -40,7 +42,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
         "distill": PAIRS * trained,
         "generate": PAIRS * (trained + shown),
         "score": PAIRS * (trained + shown),
-        **LAST,
+        **COMPARED,
     }
     assert not any("seed0" in path for path in project.planned_files())
 
@@ -54,7 +56,7 @@ def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
         "score": PAIRS * (with_model + constant) - PAIRS * constant,
         "probe_world": PAIRS,
         "accept_world": 1,
-        **LAST,
+        **COMPARED,
     }
 
 
@@ -63,11 +65,20 @@ def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
     assert project.planned() == LAST
 
 
+def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -> None:
+    project.change("margin", "2.0")
+    planned = project.planned()
+    assert "claim" in planned
+    assert set(planned) <= set(LAST)
+    project.change("resamples", "500")
+    assert project.planned() == COMPARED
+
+
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
     project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
     project.change("teacher", "3")
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *COMPARED}
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:

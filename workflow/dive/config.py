@@ -186,6 +186,15 @@ class Training(Strict):
     checkpoint_seconds: Weight
 
 
+class Significance(Strict):
+    """How differences between methods are judged."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Natural
+    margin: Weight
+
+
 class Constant(Strict):
     """One training report for everybody."""
 
@@ -302,6 +311,7 @@ class Config(Strict):
     annotation: Annotation
     decoding: Decoding
     training: Training
+    significance: Significance
     methods: dict[Name, Method]
 
 
