@@ -267,17 +267,18 @@ def settings_in_table(wildcards):
     return methods_in(wildcards.experiment) if wildcards.table in ("factorial", "mechanisms") else {}
 
 
-def adapters_in_table(wildcards):
-    """The adapters whose loss shares a table shows: ours and its ablations."""
+def adapter_keys_in_table(wildcards):
+    """Dataset, backbone, method and seed of the adapters whose loss shares a table shows: ours and its ablations."""
     if wildcards.table != "mechanisms":
         return []
     shown = {*grouped(wildcards.experiment, "ours"), *grouped(wildcards.experiment, "ablation")}
-    return [path for path in adapters_of(wildcards) if path.split("/")[4] in shown]
+    trained = [row for row in select_rows(wildcards.experiment) if row[2] in shown & {*methods_of("steering")}]
+    return [(*row, seed) for row in trained for seed in config["seeds"]]
 
 
-def adapter_keys_in_table(wildcards):
-    """Dataset, backbone, method and seed of each of these adapters."""
-    return [(*path.split("/")[2:5], int(path.rpartition("seed")[2])) for path in adapters_in_table(wildcards)]
+def adapters_in_table(wildcards):
+    """These adapters."""
+    return [f"results/adapters/{d}/{b}/{m}/seed{seed}" for d, b, m, seed in adapter_keys_in_table(wildcards)]
 
 
 def comparison_tables(experiment):
