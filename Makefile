@@ -22,11 +22,12 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
+.PHONY: help install reproduce show pdf check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make pdf         compile the tables by pdflatex into results/tables/tables.pdf; says what to install where there is none"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
 	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
 	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
@@ -72,6 +73,9 @@ bench-data: install
 
 fetch-assets: install
 	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+
+pdf: install
+	@python -m dive.reporting.latex results/tables
 
 check: install
 	ruff check .

@@ -9,6 +9,7 @@ from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, reads_demo
 from dive.data.roots import check_root
 from dive.scores.assets import absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
+from dive.reporting.ablations import contrasts_of
 
 # A job asks nothing of the network and tells it nothing; HF_HUB_OFFLINE=0 lets a first run download a backbone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -69,6 +70,7 @@ wildcard_constraints:
     annotator=any_of(ANNOTATORS),
     shots=r"\d+",
     seed=r"\d+",
+    table="termination|significance|factorial|mechanisms",
 
 
 # What a job is given by its wildcards: a tiny backbone has a folder that is built here, a distilled method a teacher.
@@ -362,12 +364,112 @@ def layout_of(experiment):
         selection = config["datasets"][name]["selection"]
         named = ("section", "unit", "views", "convention", "fractions")
         shown["datasets"][name] = {**entry, "selection": {key: selection[key] for key in named}}
-    return {**shown, "shots": config["shots"]}
+    return {
+        **shown,
+        "label": experiment,
+        **{key: config[key] for key in ("shots", "seeds", "significance")},
+    }
 
 
 def layout_for(wildcards):
     """The layout of the experiment that a job is about."""
     return layout_of(wildcards.experiment)
+
+
+def methods_in(experiment):
+    """Settings of the methods of an experiment's grid, in its order."""
+    return {name: config["methods"][name] for name in config["grids"][experiment]["methods"]}
+
+
+def grouped(experiment, group):
+    """Methods of an experiment's grid that belong to a group of the table."""
+    groups = config["presentation"]["methods"]
+    return [name for name in methods_in(experiment) if groups[name]["group"] == group]
+
+
+def compared_scores(wildcards):
+    """The reports' statistics of every method of a dataset and backbone."""
+    methods = methods_in(wildcards.experiment)
+    return [f"results/scores/{wildcards.dataset}/{wildcards.backbone}/{m}/reports.parquet" for m in methods]
+
+
+def compared_summaries(wildcards):
+    """Their summaries, which name the archives of model-based scores."""
+    return [path.replace("reports.parquet", "summary.json") for path in compared_scores(wildcards)]
+
+
+def compared_methods(wildcards):
+    """The methods that are compared, in the order of their files."""
+    return list(methods_in(wildcards.experiment))
+
+
+def compared_ours(wildcards):
+    """The methods that are compared with all others."""
+    return grouped(wildcards.experiment, "ours")
+
+
+def compared_contrasts(wildcards):
+    """Effects of the 2x2, as weights of methods."""
+    return contrasts_of(methods_in(wildcards.experiment), compared_ours(wildcards))
+
+
+def pairs_in(experiment):
+    """(dataset, backbone) of an experiment's grid."""
+    grid = config["grids"][experiment]
+    return list(product(grid["datasets"], grid["backbones"]))
+
+
+def comparisons_in(experiment):
+    """The comparisons of an experiment, in the order of its datasets and backbones."""
+    return [f"results/comparisons/{experiment}/{'/'.join(pair)}.json" for pair in pairs_in(experiment)]
+
+
+def comparisons_of(wildcards):
+    """The comparisons of the experiment that a job is about."""
+    return comparisons_in(wildcards.experiment)
+
+
+def pairs_of(wildcards):
+    """Dataset and backbone of each of these comparisons."""
+    return pairs_in(wildcards.experiment)
+
+
+def settings_in_table(wildcards):
+    """Settings of the methods, for the tables that say what differs."""
+    return methods_in(wildcards.experiment) if wildcards.table in ("factorial", "mechanisms") else {}
+
+
+def adapter_keys_in_table(wildcards):
+    """Dataset, backbone, method and seed of the adapters whose loss shares a table shows: ours and its ablations."""
+    if wildcards.table != "mechanisms":
+        return []
+    shown = {*grouped(wildcards.experiment, "ours"), *grouped(wildcards.experiment, "ablation")}
+    trained = [row for row in select_rows(wildcards.experiment) if row[2] in shown & {*methods_of("steering")}]
+    return [(*row, seed) for row in trained for seed in config["seeds"]]
+
+
+def adapters_in_table(wildcards):
+    """These adapters."""
+    return [f"results/adapters/{d}/{b}/{m}/seed{seed}" for d, b, m, seed in adapter_keys_in_table(wildcards)]
+
+
+def comparison_tables(experiment):
+    """The tables beside the main one for which an experiment has rows."""
+    ours, published, ablations = (grouped(experiment, group) for group in ("ours", "published", "ablation"))
+    wanted = {
+        "termination": True,
+        "significance": ours and published,
+        "factorial": contrasts_of(methods_in(experiment), ours),
+        "mechanisms": ours and ablations,
+    }
+    return [f"results/tables/{experiment}-{table}.tex" for table, rows in wanted.items() if rows]
+
+
+def layout_of_claims():
+    """Titles and groups over all experiments, and the margin of a competitive score."""
+    layouts = [layout_of(experiment) for experiment in config["experiments"]]
+    merged = {kind: {k: v for one in layouts for k, v in one[kind].items()} for kind in config["presentation"]}
+    return {**layouts[0], **merged}
 
 
 def shown_settings():
@@ -392,4 +494,6 @@ def made_at_the_end():
     )
     views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
     known = ["results/world/lexicon.md"] if KNOWN else []
-    return [*ends, *sparsity("tex"), *views, "results/report/index.html", *acceptance("md"), *known]
+    tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
+    tables += [*sparsity("tex"), "results/tables/claims.tex"]
+    return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]

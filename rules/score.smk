@@ -34,6 +34,32 @@ rule score:
         "../scripts/score.py"
 
 
+rule compare:
+    """Intervals and paired tests of the methods of a dataset and backbone: resampling of patients and seeds."""
+    input:
+        reports=compared_scores,
+        summaries=compared_summaries,
+    output:
+        "results/comparisons/{experiment}/{dataset}/{backbone}.json",
+    log:
+        "logs/compare/{experiment}/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/compare/{experiment}/{dataset}/{backbone}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        methods=compared_methods,
+        ours=compared_ours,
+        contrasts=compared_contrasts,
+        settings={key: config["significance"][key] for key in ("resamples", "alpha", "seed")},
+        code=code_version("scripts/compare.py"),
+    message:
+        "{wildcards.experiment}, {wildcards.dataset}, {wildcards.backbone}: comparing methods"
+    script:
+        "../scripts/compare.py"
+
+
 rule probe_world:
     """Measure on validation what the synthetic world gives: zero-shot, with demonstrations, with a blank image."""
     input:

@@ -277,6 +277,15 @@ class Scores(Strict):
     chexbert: CheXbert
 
 
+class Significance(Strict):
+    """How differences between methods are judged."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Natural
+    margin: Weight
+
+
 class Constant(Strict):
     """One training report for everybody."""
 
@@ -460,6 +469,7 @@ class Config(Strict):
     decoding: Decoding
     training: Training
     scores: Scores
+    significance: Significance
     methods: dict[Name, Method]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
+from dive.reporting.claims import read_claims, shown_cells, verdict_notes
 from dive.reporting.flow import flow_diagram
-from dive.reporting.tables import GROUPS, METRICS, Row, blocks, marks, read_csv, table_notes
+from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
 
 SPLITS = {"train": "training", "validate": "validation", "test": "test"}
 
@@ -32,6 +33,7 @@ def write_report(
     pools: Mapping[str, str] | None = None,
     vision: Mapping[tuple[str, str], str] | None = None,
     decisive: Sequence[Mapping[str, str]] = (),
+    claims: tuple[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the page.
 
@@ -52,6 +54,7 @@ def write_report(
         decisive: for each dataset its ``title``, ``table`` and ``figure`` of decisive tokens
             (:func:`dive.reporting.sparsity.compare_annotators`), and ``view``, the address of the page that shows
             reports, or "".
+        claims: CSV of :func:`dive.reporting.claims.write_claims` and its layout; None leaves the section out.
     """
     import jinja2
 
@@ -73,6 +76,7 @@ def write_report(
             )
             for name, path in flows.items()
         ],
+        claims=claims_section(*claims) if claims else None,
         acceptance=acceptance_section(acceptance) if acceptance else None,
         costs=cost_section(costs) if costs else None,
         settings=list(dotted(settings or {})),
@@ -113,6 +117,8 @@ def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 {
                     "value": "" if value is None else f"{value:.{metric.decimals}f}",
                     "spread": "" if spread is None else f"{spread:.{metric.decimals}f}",
+                    "interval": describe_interval(row, metric),
+                    "resolved": bool(row[f"{metric.name}_resolved"]),
                     "mark": marked.get((row["method"], metric.name), ""),
                 }
             )
@@ -124,6 +130,23 @@ def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
             "cells": cells,
         }
         group = row["group"]
+
+
+def describe_interval(row: Row, metric: Metric) -> str:
+    """The interval of a cell, shown when a reader points at it; empty where there is none."""
+    low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
+    return "" if low is None else f"interval {low:.{metric.decimals}f} to {high:.{metric.decimals}f}"
+
+
+def claims_section(path: str, layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims with their verdicts in every setting, the ablations that beat ours, and what the verdicts mean."""
+    rows = read_claims(path)
+    return {
+        "rows": [{**shown_cells(row, layout), "line": row["line"], "said": row["verdict"]} for row in rows],
+        "held": sum(row["line"] == "overall" and row["verdict"] == "holds" for row in rows),
+        "claims": sum(row["line"] == "overall" for row in rows),
+        "notes": verdict_notes(layout),
+    }
 
 
 def embed_svg(path: str) -> str:
