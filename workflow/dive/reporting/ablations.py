@@ -8,6 +8,9 @@ Settings = Mapping[str, Any]
 CELLS = ("dynamic_weighted", "static_weighted", "dynamic_uniform", "static_uniform")
 """The 2x2: state-conditioned (rank > 0) or static steering, decisive or uniform weights; the first cell is ours."""
 
+WEIGHTS = ("pathology", "eos")
+"""The weights among a method's ``weights``; its other keys say what is decisive."""
+
 EFFECTS: dict[str, dict[str, float]] = {
     "dynamic, weighted": {"dynamic_weighted": 1, "static_weighted": -1},
     "dynamic, uniform": {"dynamic_uniform": 1, "static_uniform": -1},
@@ -48,9 +51,10 @@ def find_cells(methods: Mapping[str, Settings], ours: str) -> dict[str, str] | N
     """
     base = methods[ours]
     weights = base.get("weights", {})
-    if not base.get("rank") or all(weight == 1 for weight in weights.values()):
+    flat_weights = {key: 1 for key in WEIGHTS if key in weights}
+    if not base.get("rank") or {**weights, **flat_weights} == weights:
         return None
-    static, uniform = {"rank": 0}, {"weights": dict.fromkeys(weights, 1)}
+    static, uniform = {"rank": 0}, {"weights": {**weights, **flat_weights}}
     wanted = dict(
         zip(CELLS, (base, {**base, **static}, {**base, **uniform}, {**base, **static, **uniform}), strict=True)
     )
