@@ -6,17 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dive.backbones.vision import BLANK, VisionFeatures, cache_vision
-from dive.data.generations import write_generations
+from dive.data.generations import read_generations, write_generations
 from dive.data.images import image_problem
 from dive.data.readable import UNREADABLE, count_readable, readable_demonstrations, readable_pool
 from dive.data.roots import DataError
 from dive.data.studies import LABELS, write_studies
+from dive.distillation.cache import cache_teacher
+from dive.distillation.training import distill
 from dive.files import write_json
+from dive.generation import generate_reports
 from dive.scores.score import align_generations
+from dive.shards import Shards
 
 POOL = {"queries": ["a", "b", "c"], "demonstrations": ["d", "e", "f"], "validation": ["g"], "test": ["h", "i"]}
 
@@ -135,3 +141,53 @@ def test_rows_that_read_no_image_are_scored_on_the_same_studies(tmp_path):
     assert align_generations(str(path), ["i"], {"h"})["study_uid"] == ["i"]
     with pytest.raises(ValueError, match="not in the test set"):
         align_generations(str(path), ["i"])
+
+
+def test_teacher_training_and_generation_go_on_without_broken_studies(tmp_path, tiny_settings):
+    settings = tiny_settings("gemma3", batch={"vision": 4, "teacher": 2, "training": 2, "generation": 2})
+    pool = Pool(tmp_path, {uid: [damaged("PNG")] for uid in "aeh"})
+    vision = str(pool.cache(settings, 0.5))
+    drawn = {group: {uid: ["e", "d"] for uid in POOL[group]} for group in ("queries", "validation", "test")}
+    demonstrations, spans = str(tmp_path / "drawn.json"), str(tmp_path / "spans.parquet")
+    drawn["queries"]["b"] = ["d", "f"]
+    write_json(demonstrations, drawn)
+    pq.write_table(pa.table({"study_uid": ["b"], "start": [0], "end": [4]}), spans)
+    studies, members = str(pool.studies), str(pool.pool)
+    teacher, adapter = str(tmp_path / "teacher"), str(tmp_path / "adapter")
+    cache_teacher(settings, studies, demonstrations, vision, {"max_report_tokens": 16}, teacher)
+    assert set(Shards(teacher)) == {"b", "c"}
+    method = {
+        "module": "dive",
+        "rank": 2,
+        "layers": "all",
+        "positions": "answer",
+        "weights": {"pathology": 3, "eos": 10},
+        "loss": {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0},
+        "optimiser": {"lr": 1e-3, "weight_decay": 0.0, "warmup": 0.1, "clip": 1.0},
+        "epochs": 1,
+        "batch_size": 2,
+    }
+    training = {"max_report_tokens": 16, "validation_studies": 1}
+    distill(
+        backbone=settings,
+        method=method,
+        studies=studies,
+        pool=members,
+        spans=spans,
+        vision=vision,
+        teacher=teacher,
+        training=training,
+        seed=0,
+        out=adapter,
+        checkpoint=str(tmp_path / "checkpoint"),
+    )
+    for name, arguments in {
+        "icl": ({"demonstrations": True, "image": "own"}, demonstrations, None),
+        "dive": (method, None, adapter),
+    }.items():
+        settled, shown, trained = arguments
+        out = tmp_path / f"{name}.parquet"
+        generate_reports(
+            settings, settled, studies, members, shown, vision, trained, {"max_new_tokens": 3}, str(out), f"{out}.part"
+        )
+        assert read_generations(out)["study_uid"] == ["i"]

@@ -26,6 +26,9 @@ OFFICIAL = {"mimic_cxr": MIMIC_CXR_SIZES, "chexpert_plus": CHEXPERT_PLUS_SIZES}
 EXACT = {"mimic_cxr": ("patients", "studies", "images"), "chexpert_plus": ("images",)}
 """What is published of every split; of CheXpert Plus' patients and studies only the sums are."""
 
+OF_REPORTS = ("no_report", "unreadable_report", "undecodable_report", "sectioned_by_hand")
+"""Rules by which a reader leaves out a study after it has looked for its report, so of the sample only."""
+
 SAMPLE = 2000
 """Studies whose reports and images are looked at: a share is then known to about two points."""
 
@@ -81,7 +84,8 @@ def inspect(name: str, dataset: Mapping[str, Any], sample: int = SAMPLE) -> Insp
         return found
     try:
         reading = READERS[reader](root, dataset["selection"], sample)
-        sampled = len(reading.studies) + sum(rule.endswith(("report", "by_hand")) for _, rule, _ in reading.excluded)
+        unread = [rule for _, rule, _ in reading.excluded if rule in OF_REPORTS]
+        sampled = len(reading.studies) + len(unread)
         looked_at = replace(reading, excluded=[])
         studies, _, counts = select(looked_at, root, reader, rules)
     except DataError as error:
@@ -95,7 +99,6 @@ def inspect(name: str, dataset: Mapping[str, Any], sample: int = SAMPLE) -> Insp
         if absent > dataset["selection"]["max_unreadable"] * in_tables:
             found.problems.append(f"datasets.{name}: {absent:,} of {in_tables:,} studies have no report on disk")
     left_out = {step["rule"]: step["left_out"] for step in counts["flow"] if step["left_out"]}
-    unread = [rule for _, rule, _ in reading.excluded if rule.endswith("report")]
     left_out |= {rule: unread.count(rule) for rule in dict.fromkeys(unread)}
     told = ", ".join(f"{rule.replace('_', ' ')} {100 * n / sampled:.1f} %" for rule, n in left_out.items())
     share = studies["study_uid"].str.rsplit("/", n=1).str[0].nunique() if rules.unit == "image" else len(studies)

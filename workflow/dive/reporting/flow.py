@@ -99,14 +99,13 @@ def flow_diagram(
     """
     drawing = Drawing()
     raw = counts["raw"]
-    top = [f"Raw: {raw['studies']:,} studies", f"{raw['images']:,} images of {raw['patients']:,} patients"]
-    drawing.main(top)
+    drawing.main(["Raw", f"{raw['studies']:,} studies", f"{raw['images']:,} images of {raw['patients']:,} patients"])
     for stage, remaining, left, unit in stages_of(counts["flow"], raw["studies"]):
         if left:
             total = sum(number for _, number in left)
             told = [f"{RULES.get(rule, rule.replace('_', ' '))}: {number:,}" for rule, number in left]
             drawing.side([f"Left out: {total:,}", *told])
-        drawing.main([f"{stage}: {remaining:,} {unit}"])
+        drawing.main([stage, f"{remaining:,} {unit}"])
     columns = []
     for split, name in SPLITS.items():
         size = counts["used"].get(split)

@@ -15,8 +15,6 @@ from dive.reporting.claims import read_claims, shown_cells, verdict_notes
 from dive.reporting.flow import flow_diagram
 from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
 
-SPLITS = {"train": "training", "validate": "validation", "test": "test"}
-
 
 def write_report(
     out: str,
@@ -162,7 +160,6 @@ def flow_section(
     drawn = {group: len(uids) for group, uids in read_json(pool).items()} if pool else None
     decoded = {name: count_readable(pool, folder) for name, folder in (vision or {}).items()} if pool else None
     raw = counts["raw"]["studies"]
-    used = counts["used"]
     return {
         "title": title,
         "diagram": flow_diagram(title, counts, drawn, decoded),
@@ -179,11 +176,6 @@ def flow_section(
                 "share": step["remaining"] / raw if raw else 0.0,
             }
             for step in counts["flow"]
-        ],
-        "used": [
-            {"split": SPLITS[split], "studies": used[split]["studies"], "patients": used[split]["patients"]}
-            for split in SPLITS
-            if split in used
         ],
     }
 

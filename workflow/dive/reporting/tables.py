@@ -240,6 +240,8 @@ def describe_selection(selection: Mapping[str, Any]) -> str:
     if selection["convention"] == "own_split" and selection.get("fractions"):
         shares = selection["fractions"]
         convention += f" ({100 * shares['validate']:g} % validation, {100 * shares['test']:g} % test)"
+    if selection["convention"] == "official_valid" and selection.get("fractions"):
+        convention += f" (validation: {100 * selection['fractions']['validate']:g} % of the training patients)"
     section = {"both": "findings and impression"}.get(selection["section"], selection["section"])
     return f"{convention}, {section}, one row per {selection['unit']}, {selection['views']} views"
 

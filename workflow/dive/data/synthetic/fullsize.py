@@ -1,7 +1,7 @@
 """Trees of the real datasets' full size, to measure readers on and to try a configuration before the data are there.
 
 Numbers of patients, studies and images are the official ones, the reports are synthetic, and every image file is a hard
-link to one small picture, so that MIMIC-CXR takes about 2 GB (inodes, mostly) instead of 570. No model would learn
+link to one small picture, so that MIMIC-CXR takes 1.3 GB (a million files) instead of 570. No model would learn
 from it:
 
     python -m dive.data.synthetic.fullsize mimic_cxr data/mimic-cxr [--share 0.25] [--reports folder]
