@@ -5,7 +5,7 @@ import re
 import sys
 from itertools import product
 
-from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, reads_demonstrations, reads_layers, resolve
+from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, draws, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
 from dive.scores.assets import absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
@@ -157,8 +157,7 @@ def adapter_of(wildcards):
 def seeds_of(wildcards):
     """Seeds of a method; one that draws nothing at random has a single run."""
     method = config["methods"][wildcards.method]
-    draws = method["kind"] == "steering" or method.get("demonstrations", False)
-    return config["seeds"] if draws else [0]
+    return config["seeds"] if draws(method) else [0]
 
 
 def generations_of(wildcards):
@@ -350,8 +349,9 @@ def summaries_of(wildcards):
 
 def adapters_of(wildcards):
     """The adapters whose training an experiment's figure shows."""
-    trained = [row for row in select_rows(wildcards.experiment) if row[2] in methods_of("steering")]
-    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in trained for seed in config["seeds"]]
+    trained = [name for name in methods_of("steering") if "epochs" in config["methods"][name]]
+    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
+    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in rows for seed in config["seeds"]]
 
 
 def layout_of(experiment):

@@ -16,6 +16,7 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from dive.backbones.layers import find_decoder_layers
 from dive.steering import attach
 from dive.steering.attach import Steering
+from dive.steering.attention import look_inside
 from dive.steering.base import build_intervention
 from tests.unit.tiny_models import REPORTS
 
@@ -23,6 +24,7 @@ METHODS = {
     "dive": {"module": "dive", "rank": 4},
     "live": {"module": "live"},
     "reft": {"module": "reft", "rank": 4},
+    "hificl": {"module": "hificl", "pairs": 4, "rank": 4, "positions": "answer"},
 }
 FAMILIES = ("gemma3", "qwen2_5_vl", "llava", "idefics3")
 # What the chat template writes for an image and what the model has to find there: 4 image tokens.
@@ -108,13 +110,17 @@ def rows(plain) -> list[dict[str, torch.Tensor]]:
     return [plain.prompt("Write.", 1), plain.prompt(REPORTS[0], 2)]
 
 
-def trained(name: str, scale: float = 0.2):
+def trained(plain: Plain, name: str, scale: float = 0.2):
     """An intervention that does something: every parameter is moved away from its initial value."""
-    intervention = build_intervention(METHODS[name], 3, 32, 0)
+
+    def shape():
+        return look_inside(plain.model, find_decoder_layers(plain.model))[0].shape
+
+    intervention = build_intervention(METHODS[name], 3, 32, 0, shape)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in intervention.parameters():
-            parameter.add_((1.0 if name == "live" else scale) * torch.randn(parameter.shape, generator=draw))
+            parameter.add_({"live": 1.0, "hificl": 1.0}.get(name, scale) * torch.randn(parameter.shape, generator=draw))
     return intervention
 
 
@@ -126,7 +132,8 @@ def spelt_out(plain: Plain, intervention, row: dict[str, torch.Tensor], answer: 
     inputs = plain.typed({**row, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
     mask = torch.zeros_like(ids, dtype=torch.bool)
     mask[:, n_prompt - 1 :] = True
-    with Steering(find_decoder_layers(plain.model), intervention) as steering, steering.at(mask):
+    layers = find_decoder_layers(plain.model)
+    with Steering(layers, intervention, look_inside(plain.model, layers)) as steering, steering.at(mask):
         logits = plain.model(**inputs, use_cache=False).logits
     return logits[0, n_prompt - 1 : -1].log_softmax(-1)
 
@@ -141,7 +148,7 @@ def test_the_layers_found_are_the_language_model_s(plain):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_greedy_generation_of_a_left_padded_batch_with_images(plain, rows, method):
-    intervention = trained(method)
+    intervention = trained(plain, method)
     batch = plain.batch(rows)
     n_prompt = batch["input_ids"].shape[1]
     model = attach(plain.model, intervention)
@@ -158,7 +165,7 @@ def test_greedy_generation_of_a_left_padded_batch_with_images(plain, rows, metho
 
 
 def test_beam_search_with_images(plain, rows):
-    intervention = trained("dive")
+    intervention = trained(plain, "dive")
     batch = plain.batch(rows)
     n_prompt = batch["input_ids"].shape[1]
     model = attach(plain.model, intervention)
@@ -174,7 +181,7 @@ def test_beam_search_with_images(plain, rows):
 
 
 def test_a_chat_continued_on_its_cache(plain):
-    intervention = trained("dive")
+    intervention = trained(plain, "dive")
     row = plain.prompt(REPORTS[0], 2)
     n_prompt = row["input_ids"].shape[1]
     model = attach(plain.model, intervention)
@@ -194,7 +201,7 @@ def test_a_chat_continued_on_its_cache(plain):
 
 def test_detaching_leaves_no_trace(plain, rows):
     before = plain.model(**rows[0]).logits
-    model = attach(plain.model, trained("reft"))
+    model = attach(plain.model, trained(plain, "reft"))
     assert not torch.equal(model(**rows[0]).logits, before)
     model.detach()
     assert torch.equal(plain.model(**rows[0]).logits, before)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dive.backbones.layers import find_decoder_layers
 from dive.backbones.loading import load_backbone
 from dive.steering import attach
 from dive.steering.attach import Steering
@@ -163,6 +164,40 @@ def test_cached_decoding_with_padding_equals_the_full_forward_pass(backbone, ins
     torch.testing.assert_close(torch.stack(found, 1), torch.stack(logits), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("method", [MIMIC, LORA, {**MIMIC, "positions": "answer"}], ids=["mimic", "lora", "answer"])
+def test_generate_with_left_padding_and_beams_is_the_full_forward_pass(backbone, inside, method):
+    texts = ("Write.", REPORTS[3])
+    ids, mask = left_padded(backbone, *texts)
+    intervention = awake(method, backbone, inside, scale=0.3)
+    model = attach(backbone.model, intervention, layers=backbone.layers)
+    arguments = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    greedy = model.generate(input_ids=ids, attention_mask=mask, **arguments).sequences[:, ids.shape[1] :]
+    beams = model.generate(
+        input_ids=ids[1:], attention_mask=mask[1:], num_beams=3, output_scores=True, **arguments, length_penalty=0.0
+    )
+    model.detach()
+    n_prompt = [int(row.sum()) for row in mask]
+
+    def scored(row, answer):
+        """log p of each token of ``answer``, from one pass without cache or padding."""
+        full = torch.cat([ids[row][mask[row].bool()], answer])[None]
+        steered = torch.ones_like(full, dtype=torch.bool)
+        if method["positions"] == "answer":
+            steered[:, : n_prompt[row] - 1] = False
+        with Steering(backbone.layers, intervention, inside) as steering, steering.at(steered), torch.no_grad():
+            return backbone.model(input_ids=full, use_cache=False).logits[0, n_prompt[row] - 1 : -1].log_softmax(-1)
+
+    for row, answer in enumerate(greedy):
+        logits = scored(row, answer)
+        stops = set(backbone.model.generation_config.eos_token_id)
+        end = next((t + 1 for t, token in enumerate(answer.tolist()) if token in stops), len(answer))
+        assert torch.equal(logits.argmax(-1)[:end], answer[:end])
+    answer = beams.sequences[0, ids.shape[1] :]
+    total = scored(1, answer).gather(1, answer[:, None]).sum()
+    if not set(answer.tolist()) & set(backbone.model.generation_config.eos_token_id):
+        torch.testing.assert_close(beams.sequences_scores[0].double(), total, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("method", [MIMIC, LORA], ids=["mimic", "lora"])
 def test_detaching_restores_model_and_library(backbone, inside, method):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -206,30 +241,52 @@ def test_lora_drops_inputs_in_training_only(backbone, inside):
     assert not torch.equal(site(x, y), site(x, y))
 
 
+def published(family):
+    """MedGemma-4B's and Lingshu-7B's classes at their published shapes; no memory is taken under fake tensors."""
+    if family == "gemma3":
+        from transformers.models.gemma3.configuration_gemma3 import Gemma3Config
+        from transformers.models.gemma3.modeling_gemma3 import Gemma3ForConditionalGeneration
+
+        text = {"vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+        text |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 1024}
+        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text))
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    text = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    text |= {"num_attention_heads": 28, "num_key_value_heads": 4}
+    text |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text))
+
+
 @pytest.mark.parametrize(
-    ("shape", "n_layers", "width", "mimic", "lora"),
-    [
-        ((8, 4, 256), 34, 2560, 139_536, 8_912_896),
-        ((28, 4, 128), 28, 3584, 201_488, 10_092_544),
-    ],
+    ("family", "mimic", "lora", "dive"),
+    [("gemma3", 139_536, 8_912_896, 2_872_898), ("qwen2_5_vl", 201_488, 10_092_544, 3_312_092)],
     ids=["medgemma-4b", "lingshu-7b"],
 )
-def test_parameter_counts_at_the_published_shapes(shape, n_layers, width, mimic, lora):
-    """method.md's figures: MimIC L H (2h + 1), LoRA r (d_in + d_out) over q, k, v, o; r = 5 is DIVE-sized."""
-    heads, kv_heads, head_dim = shape
-    inner, kv = heads * head_dim, kv_heads * head_dim
-    sizes = {"q": (width, inner), "k": (width, kv), "v": (width, kv), "o": (inner, width)}
-    measured = AttentionShape(heads, kv_heads, head_dim, sizes)
+def test_parameter_counts_at_the_published_shapes(family, mimic, lora, dive, monkeypatch):
+    """Counts of method.md: MimIC L H (2h + 1), LoRA r (d_in + d_out) over q, k, v, o; r = 5 is DIVE-sized."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers.modeling_utils import PreTrainedModel
+
+    monkeypatch.setattr(PreTrainedModel, "init_weights", lambda model: None)  # its draws look at values
+    with FakeTensorMode():
+        model = published(family)
+        layers = find_decoder_layers(model)
+        shape = look_inside(model, layers)[0].shape
+    n_layers, width = len(layers), model.config.get_text_config().hidden_size
 
     def count(method):
-        return build_intervention(method, n_layers, width, 0, lambda: measured).n_parameters
+        return build_intervention(method, n_layers, width, 0, lambda: shape).n_parameters
 
-    assert count(MIMIC) == mimic == n_layers * heads * (2 * head_dim + 1)
-    assert count({**LORA, "rank": 16}) == lora == n_layers * 16 * sum(sum(size) for size in sizes.values())
-    dive = build_intervention({"module": "dive", "rank": 16}, n_layers, width, 0).n_parameters
-    like = count({**LORA, "rank": 16, "like_dive": 16})
-    assert like * 16 == lora * 5
-    assert abs(like - dive) / dive < 0.06
+    assert count(MIMIC) == mimic == n_layers * shape.heads * (2 * shape.head_dim + 1)
+    per_rank = n_layers * sum(sum(sizes) for sizes in shape.projections.values())
+    assert count({**LORA, "rank": 16}) == lora == 16 * per_rank
+    assert count({"module": "dive", "rank": 16}) == dive
+    assert count({**LORA, "rank": 16, "like_dive": 16}) == 5 * per_rank
+    assert abs(5 * per_rank - dive) / dive < 0.06
+    for fitted in ("task_vector", "icv"):
+        assert count({"module": fitted}) == 0
 
 
 class Doubled(nn.Module):
@@ -262,3 +319,35 @@ def test_the_outputs_of_attention_and_mlp_can_be_steered(backbone, inside, site)
         after = recording.at(mask.bool(), site)
     assert torch.equal(after[0], before[0])
     assert torch.equal(after[1], 2 * before[1])
+
+
+def test_lora_is_pefts(family, tiny_settings):
+    """The same weights in PEFT's own layers give the same logits; its initial values have the same law."""
+    peft = pytest.importorskip("peft")
+    backbone = load_backbone(tiny_settings(family))
+    inside = look_inside(backbone.model, backbone.layers)
+    ids, mask = left_padded(backbone, REPORTS[0], REPORTS[3])
+    intervention = build_intervention(LORA, 3, backbone.width, 0, lambda: inside[0].shape).eval()
+    draw = torch.Generator().manual_seed(1)
+    for site in intervention.layers.values():
+        for projection in site["projections"].values():
+            assert projection.A.abs().max() <= projection.A.shape[1] ** -0.5
+            projection.B.data.normal_(generator=draw)
+    with Steering(backbone.layers, intervention, inside), torch.no_grad():
+        ours = backbone.model(input_ids=ids, attention_mask=mask).logits
+    names = {module: name for name, module in backbone.model.named_modules()}
+    targets = [names[module] for parts in inside for module in parts.projections.values()]
+    config = peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.05, target_modules=targets)
+    model = peft.inject_adapter_in_model(config, backbone.model).eval()
+    modules = dict(model.named_modules())
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == intervention.n_parameters
+    for index, parts in enumerate(inside):
+        for name, module in parts.projections.items():
+            theirs, site = modules[names[module]], intervention.layers[str(index)]["projections"][name]
+            first = theirs.lora_A["default"].weight
+            assert first.abs().max() <= first.shape[1] ** -0.5
+            assert not theirs.lora_B["default"].weight.any()
+            first.data.copy_(site.A)
+            theirs.lora_B["default"].weight.data.copy_(site.B)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, ours, atol=1e-5, rtol=0)

@@ -101,7 +101,8 @@ def test_start_and_types():
         build_intervention({**REFT, "rank": 9}, 1, 8, 0)
 
 
-@pytest.mark.parametrize(("n_layers", "width"), [(34, 2560), (28, 3584)])
-def test_parameter_count_at_the_published_shapes(n_layers, width):
+@pytest.mark.parametrize(("n_layers", "width", "expected"), [(34, 2560, 1_392_912), (28, 3584, 1_605_856)])
+def test_parameter_count_at_the_published_shapes(n_layers, width, expected):
     """MedGemma-4B and Lingshu-7B: L (2rd + r)."""
-    assert build_intervention({**REFT, "rank": 8}, n_layers, width, 0).n_parameters == n_layers * (16 * width + 8)
+    assert build_intervention({**REFT, "rank": 8}, n_layers, width, 0).n_parameters == expected
+    assert expected == n_layers * (16 * width + 8)

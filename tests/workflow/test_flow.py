@@ -95,6 +95,18 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
     }
 
 
+def test_a_method_is_a_module_and_an_entry(fresh: Project) -> None:
+    """docs/adding-a-method.md: nothing else has to know of it."""
+    steering = fresh.folder / "workflow/dive/steering"
+    (steering / "mine.py").write_text((steering / "live.py").read_text(encoding="utf-8"), encoding="utf-8")
+    fresh.edit(
+        "config.yaml", "methods:\n  constant:", "methods:\n  my_own:\n    like: live\n    module: mine\n  constant:"
+    )
+    planned = fresh.planned("results/scores/synthetic-mimic-cxr/tiny-gemma3/my_own/summary.json")
+    assert planned["distill"] == planned["generate"] == 3
+    assert planned["score"] == 1
+
+
 def test_a_transfer_takes_the_other_dataset_s_adapter_and_trains_nothing(fresh: Project) -> None:
     fresh.change("seeds", "[0]")
     transfer = fresh.planned("--config", 'experiments=["transfer"]')

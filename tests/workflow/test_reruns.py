@@ -1,6 +1,9 @@
 """What a change reruns, and nothing else: dry runs on a finished tree."""
 
+import json
 import os
+
+import yaml
 
 from tests.project import Project
 
@@ -122,6 +125,38 @@ def test_a_method_s_module_reruns_that_method(project: Project) -> None:
     assert project.planned() == retrained(1)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"live"}
+
+
+def test_editing_any_method_s_module_reruns_that_method_alone(fresh: Project) -> None:
+    """For every steering module: the code version that its own jobs depend on changes, and no other method's."""
+    ask = (
+        "import json; from dive.config import SAID; from dive.provenance import code_version; "
+        "print(json.dumps({m: [code_version(f'scripts/{s}.py', f'dive.steering.{m}') "
+        "for s in ('distill', 'generate')] for m in SAID}))"
+    )
+
+    def versions() -> dict[str, list[str]]:
+        return json.loads(fresh.run("python", "-c", ask).stdout)
+
+    before = versions()
+    assert {"dive", "live", "task_vector", "icv", "mimic", "lora"} <= set(before)
+    for module in before:
+        with (fresh.folder / f"workflow/dive/steering/{module}.py").open("a") as file:
+            file.write("\n\nCHANGED = True\n")
+        after = versions()
+        assert {name for name in before if before[name] != after[name]} == {module}
+        assert all(old != new for old, new in zip(before[module], after[module], strict=True))
+        before = after
+
+
+def test_one_word_runs_the_ablations(fresh: Project) -> None:
+    """Every row has its jobs; the states of all layers are cached only for those that read them."""
+    ablations = yaml.safe_load((fresh.folder / "config.yaml").read_text())["grids"]["ablations"]["methods"]
+    planned = fresh.planned("--config", "experiments=[ablations]", "seeds=[0]")
+    assert planned["distill"] == PAIRS * (len(ablations) - 1)
+    assert planned["cache_layers"] == PAIRS
+    assert planned["generate"] == planned["score"] == PAIRS * len(ablations)
+    assert "results/tables/ablations.tex" in fresh.planned_files("--config", "experiments=[ablations]", "seeds=[0]")
 
 
 def test_the_configuration_s_model_reruns_nothing(project: Project) -> None:

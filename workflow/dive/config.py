@@ -377,20 +377,22 @@ TYPES: dict[str, Any] = {
 
 
 def steering_modules() -> dict[str, dict[str, Any]]:
-    """What every module of dive/steering that is a method says of itself: ``OPTIONS``, ``TRAINED`` and what it reads.
+    """What every module of dive/steering that is a method says of itself, in literals at its top.
 
     The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
-    to their types; ``lr_<parameter>`` is a key of its optimiser.
+    to their types (``lr_<parameter>`` is a key of its optimiser); ``TRAINED`` is False for one without gradients,
+    ``DRAWS`` False for one that no seed changes; ``READS_LAYERS`` is True for one that is fitted on the teacher's layer
+    states, ``READS_DEMONSTRATIONS`` for one that runs the queries with their demonstrations itself.
     """
     found = {}
     for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
         tree = ast.parse(path.read_bytes(), filename=str(path))
-        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "READS_DEMONSTRATIONS": False}
+        said: dict[str, Any] = {"TRAINED": True, "DRAWS": True, "READS_LAYERS": False, "READS_DEMONSTRATIONS": False}
         said["title"] = ast.get_docstring(tree) or ""
         for node in tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             name = target.id if isinstance(target, ast.Name) else None
-            if name in ("OPTIONS", "TRAINED", "READS_LAYERS", "READS_DEMONSTRATIONS"):
+            if name in ("OPTIONS", "TRAINED", "DRAWS", "READS_LAYERS", "READS_DEMONSTRATIONS"):
                 said[name] = ast.literal_eval(node.value)
         if "OPTIONS" in said:
             found[path.stem] = said
@@ -429,6 +431,13 @@ def reads_layers(method: Mapping[str, Any]) -> bool:
 def reads_demonstrations(method: Mapping[str, Any]) -> bool:
     """Whether a method runs the training queries with their demonstrations itself."""
     return method["kind"] == "steering" and bool(SAID[method["module"]]["READS_DEMONSTRATIONS"])
+
+
+def draws(method: Mapping[str, Any]) -> bool:
+    """Whether a method draws anything at random, so that every seed is a run of its own."""
+    if method["kind"] != "steering":
+        return bool(method.get("demonstrations", False))
+    return SAID[method["module"]]["DRAWS"]
 
 
 def tag_of(method: Any) -> str | None:

@@ -216,7 +216,7 @@ def look_inside(model: nn.Module, layers: Sequence[nn.Module]) -> list[Inside]:
     ids = torch.ones(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     try:
         with torch.no_grad(), _watching(watch):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -11,6 +11,7 @@ from dive.steering.base import Intervention, steered_layers
 
 OPTIONS = {"scales": "rates"}
 TRAINED = False
+DRAWS = False
 
 
 class DirectedShift(nn.Module):
