@@ -58,8 +58,8 @@ COLUMNS = (
     *("line", "claim", "metric", "setting", "dataset", "backbone", "ours", "comparator", "comparators", "estimate"),
     *("low", "high", "p_holm", "margin", "settings_held", "settings", "verdict", "why"),
 )
-"""Columns of the CSV. ``line``: overall, setting, proxy_overall, proxy_setting, or ablation. ``comparator`` is the one
-with the smallest difference, ``estimate`` to ``p_holm`` are its; ``comparators`` is how many there are."""
+"""Columns of the CSV. ``line``: overall or setting, also with proxy_ before; ablation, ablation_setting. ``comparator``
+is the one with the smallest difference, ``estimate`` to ``p_holm`` are its; ``comparators`` is how many there are."""
 
 Row = dict[str, Any]
 Setting = Mapping[str, Any]
@@ -139,7 +139,7 @@ def judge_all(claim: Claim, rows: Sequence[Row]) -> Row:
 
 
 def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[list[Row], int]:
-    """Ablations that are resolved above ours in a ranked metric, and how many others have only the higher estimate."""
+    """Ablations that are resolved above ours in a ranked metric, and how many others only have the higher estimate."""
     ours = _ours(setting, layout)
     ablations = _named(setting, layout, "ablation")
     ranked = {metric.name: metric for metric in METRICS if metric.ranked}
@@ -147,11 +147,10 @@ def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[
     rows, higher = [], 0
     for (method, metric), row in found.items():
         if row["resolved"] < 0:
-            title = layout["methods"][method]["title"]
             rows.append(
                 {
-                    "line": "ablation",
-                    "claim": f"{title} beats {layout['methods'][ours]['title']}",
+                    "line": "ablation_setting",
+                    "claim": f"{layout['methods'][method]['title']} beats {layout['methods'][ours]['title']}",
                     "metric": metric,
                     "setting": f"{setting['dataset_title']}, {setting['backbone_title']}",
                     "dataset": setting["dataset"],
@@ -167,6 +166,19 @@ def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[
         elif row["difference"] < 0:
             higher += 1
     return rows, higher
+
+
+def gather_ablations(rows: Sequence[Row], settings: int) -> list[Row]:
+    """The settings in which an ablation beats ours, below a line for each ablation and metric."""
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((row["comparator"], row["metric"]), []).append(row)
+    gathered = []
+    for each in lines.values():
+        shared = {key: each[0][key] for key in ("claim", "metric", "ours", "comparator", "verdict")}
+        held = {"setting": f"in {len(each)} of {settings}", "settings_held": len(each), "settings": settings}
+        gathered += [{**shared, **held, "line": "ablation"}, *each]
+    return gathered
 
 
 def _ours(setting: Setting, layout: Mapping[str, Any]) -> str | None:
@@ -210,11 +222,12 @@ def judge_claims(settings: Sequence[Setting], layout: Mapping[str, Any]) -> tupl
         each = [judge_setting(claim, setting, layout) for setting in settings]
         rows += [judge_all(claim, each), *each]
     notes = [f"Not measured: {row['claim']} ({row['why']})." for row in rows if "settings" in row and row["why"]]
-    higher = 0
+    better, higher = [], 0
     for setting in settings:
-        better, count = find_better_ablations(setting, layout)
-        rows += better
+        found, count = find_better_ablations(setting, layout)
+        better += found
         higher += count
+    rows += gather_ablations(better, len(settings))
     if higher:
         notes.append(
             f"In {higher} further case{'s' * (higher > 1)} (ablation x metric x setting) an ablation's estimate is "
@@ -235,7 +248,7 @@ def verdict_notes(layout: Mapping[str, Any]) -> list[str]:
         "Best: holds where ours is resolved above every comparator, that is, by paired approximate randomization over "
         f"patients with p < {said['alpha']:g} after Holm's correction within the setting and by an interval without 0; "
         "fails where it is resolved below one.",
-        f"Competitive, with a margin of {said['margin']:g} points (our choice): holds where the interval lies above "
+        f"Competitive, with a margin of {said['margin']:g} (our choice): holds where the interval lies above "
         f"-{said['margin']:g} for every comparator, fails where it lies below for one.",
         "Over several settings a claim holds where it holds in each, and fails where it fails in one. Proxies are "
         "rule-based, are not RadGraph or CheXbert, and are no claims of the paper.",
@@ -289,22 +302,24 @@ def read_claims(path: str) -> list[Row]:
     return rows
 
 
+def shown_rows(rows: Sequence[Row]) -> list[Row]:
+    """The lines that are printed: a claim that was measured nowhere has one line, its settings are in the CSV."""
+    unmeasured = {row["claim"] for row in rows if row["line"].endswith("overall") and row["verdict"] == UNMEASURED}
+    return [row for row in rows if row["line"].endswith("overall") or row["claim"] not in unmeasured]
+
+
 def shown_cells(row: Row, layout: Mapping[str, Any]) -> dict[str, str]:
     """What a line prints: claim or setting, comparator, difference, interval, p, verdict."""
-    overall = row["line"].endswith("overall")
+    overall, ablation = row["line"].endswith("overall"), row["line"].startswith("ablation")
     metric = next(metric for metric in METRICS if metric.name == row["metric"])
-    claim = row["claim"]
+    claim = row["setting"] if row["line"].endswith("setting") else row["claim"]
+    verdict = "beats ours" if ablation else row["verdict"]
     if row["line"] == "ablation":
-        claim = f"{claim}: {' '.join(metric.heading)}, {row['setting']}"
-    elif not overall:
-        claim = row["setting"]
-    verdict = row["verdict"]
-    if overall and verdict != UNMEASURED:
+        claim = f"{claim}: {' '.join(metric.heading)}"
+    if row["line"] == "ablation" or (overall and verdict != UNMEASURED):
         verdict = f"{verdict} ({row['settings_held']} of {row['settings']})"
-    elif row["line"] == "ablation":
-        verdict = "beats ours"
     measured = row.get("estimate") is not None
-    comparator = row.get("comparator")
+    comparator = row.get("comparator") if not ablation else None
     return {
         "claim": claim,
         "comparator": layout["methods"][comparator]["title"] if comparator else "",
@@ -328,7 +343,7 @@ def markdown(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str
         "verdict": "verdict",
     }
     lines = [heads]
-    for row in rows:
+    for row in shown_rows(rows):
         cells = shown_cells(row, layout)
         lines.append({**cells, "claim": cells["claim"] if row["line"] in _BOLD else f"- {cells['claim']}"})
     widths = {key: max(len(line[key]) for line in lines) for key in heads}
@@ -354,21 +369,19 @@ _BOLD = ("overall", "proxy_overall", "ablation")
 
 def latex(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str]) -> str:
     """The claims as a LaTeX table."""
-    above = ""
     lines = [r"claim & nearest comparator & \multicolumn{2}{c}{ours $-$ it} & $p$ & verdict \\"]
-    for row in rows:
+    for row in shown_rows(rows):
         cells = {key: escape_latex(text) for key, text in shown_cells(row, layout).items()}
         metric = next(metric for metric in METRICS if metric.name == row["metric"])
         number = "&"
         if row.get("estimate") is not None:
             ends = stacked(row["low"], row["high"], metric.decimals, signed=True)
             number = f"${printed(row['estimate'], metric.decimals, signed=True)}$&{ends}"
-        if row["line"].endswith("overall") or (row["line"] == "ablation" and above != "ablation"):
+        if row["line"] in _BOLD:
             lines.append(r"\midrule")
-        above = row["line"]
-        head = rf"\textbf{{{cells['claim']}}}" if row["line"].endswith("overall") else cells["claim"]
+        head = rf"\textbf{{{cells['claim']}}}" if row["line"] in _BOLD else cells["claim"]
         head = rf"\quad {head}" if row["line"].endswith("setting") else head
-        verdict = rf"\textbf{{{cells['verdict']}}}" if row["line"].endswith("overall") else cells["verdict"]
+        verdict = rf"\textbf{{{cells['verdict']}}}" if row["line"] in _BOLD else cells["verdict"]
         p = rf"\scriptsize {cells['p']}" if cells["p"] else ""
         lines.append(f"{head} & {cells['comparator']} & {number} & {p} & {verdict} " + r"\\")
     caption = "Claims of the abstract on this run, computed from the comparisons with the published baselines."

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from dive.files import atomic_path, read_json
-from dive.reporting.ablations import EFFECTS, changes, find_cells
+from dive.reporting.ablations import changes, find_cells
 from dive.reporting.latex import escape_latex, float_table, printed, shortstack, stacked
 from dive.reporting.tables import (
     GROUPS,
@@ -269,9 +269,8 @@ def tabulate_factorial(
                         value = found.get(metric.name)
                         strong = bool(value) and (value["low"] > 0 or value["high"] < 0)
                         shown.append(_cell(value, metric, signed=True, strong=strong))
-                    title = rf"\textit{{{title}}}" if effect == "interaction" else title
-                    lines.append(_line(title.replace(" - ", " $-$ "), *shown))
-    assert set(EFFECT_TITLES) == set(EFFECTS)
+                    head = rf"\textit{{{title}}}" if effect == "interaction" else escape_latex(title)
+                    lines.append(_line(head, *shown))
     notes = [
         "Interaction: (dynamic - static) with decisive weights less (dynamic - static) with uniform weights. Bold: the "
         f"interval of an effect excludes 0; effects are not corrected for their number. {NORMALISER}",
@@ -322,13 +321,13 @@ def tabulate_mechanisms(
     heads = [r"\shortstack{\strut other\strut}", r"\shortstack{\strut path.\strut}", r"\shortstack{\strut TERM\strut}"]
     weight = r"\multicolumn{3}{c}{weight of the loss, \%}"
     lines = [
-        _line("", "", weight, *([r"\multicolumn{2}{c}{}"] * len(metrics))),
-        r"\cmidrule(lr){3-5}",
-        _line("", "", *heads, *_heads(metrics)),
+        _line("", weight, *([r"\multicolumn{2}{c}{}"] * len(metrics))),
+        r"\cmidrule(lr){2-4}",
+        _line("", *heads, *_heads(metrics)),
     ]
-    rows = []
+    rows, changed = [], {}
     for block in blocks:
-        lines += block_heading(block, 5 + 2 * len(metrics))
+        lines += block_heading(block, 4 + 2 * len(metrics))
         for ours in _names(layout, "ours"):
             judged = family(block, ours, ablations, [metric.name for metric in RANKED], alpha)
             plain = {(row["against"], row["metric"]): row for row in block["comparisons"] if row["method"] == ours}
@@ -342,6 +341,8 @@ def tabulate_mechanisms(
                 ]
                 shares = read_shares(folders)
                 told = "" if method == ours else describe_changes(methods[method], methods[ours])
+                if told:
+                    changed[method] = told
                 cells = [f"{100 * shares[kind]:.1f}" if kind in shares else "" for kind in SHARES]
                 for metric in metrics:
                     value = block["methods"][method]["metrics"].get(metric.name)
@@ -371,9 +372,11 @@ def tabulate_mechanisms(
                     else:
                         cells.append(_cell(less, metric, signed=True, strong=bool(corrected.get("resolved"))))
                 title = escape_latex(layout["methods"][method]["title"])
-                lines.append(_line(title, rf"\scriptsize {escape_latex(told)}", *cells))
+                lines.append(_line(title, *cells))
                 lines += [r"\addlinespace[2pt]"] * (method == ours)
+    said = [f"{layout['methods'][name]['title']}: {told}." for name, told in changed.items()]
     notes = [
+        *said,
         "Rows below ours are differences, ablation - ours; bold: resolved, that is, p < "
         f"{alpha:g} by paired approximate randomization after Holm's correction over the block's ablations and ranked "
         "metrics, and an interval without 0 (stop rate and length ratio are not tested). Weight of the loss: shares of "
@@ -381,7 +384,7 @@ def tabulate_mechanisms(
         f"weights they are the shares of the tokens. {NORMALISER}",
         *_absent_note(blocks, RANKED),
     ]
-    columns = rf"@{{}}llrrr*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"
+    columns = rf"@{{}}lrrr*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"
     return "Single mechanisms.", columns, lines, notes, rows
 
 

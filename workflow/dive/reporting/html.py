@@ -11,7 +11,7 @@ from typing import Any
 
 from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
-from dive.reporting.claims import read_claims, shown_cells, verdict_notes
+from dive.reporting.claims import read_claims, shown_cells, shown_rows, verdict_notes
 from dive.reporting.flow import flow_diagram
 from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
 
@@ -140,7 +140,7 @@ def claims_section(path: str, layout: Mapping[str, Any]) -> dict[str, Any]:
     """The claims with their verdicts in every setting, the ablations that beat ours, and what the verdicts mean."""
     rows = read_claims(path)
     return {
-        "rows": [{**shown_cells(row, layout), "line": row["line"], "said": row["verdict"]} for row in rows],
+        "rows": [{**shown_cells(row, layout), "line": row["line"], "said": row["verdict"]} for row in shown_rows(rows)],
         "held": sum(row["line"] == "overall" and row["verdict"] == "holds" for row in rows),
         "claims": sum(row["line"] == "overall" for row in rows),
         "notes": verdict_notes(layout),

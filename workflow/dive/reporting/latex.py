@@ -39,15 +39,14 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "–": "--",  # noqa: RUF001
     "—": "---",
-    "−": r"$-$",  # noqa: RUF001
     "τ": r"$\tau$",
     "α": r"$\alpha$",  # noqa: RUF001
 }
 
 
 def escape_latex(text: str) -> str:
-    """Escape plain text for LaTeX, character by character."""
-    return "".join(_LATEX.get(character, character) for character in str(text))
+    """Escape plain text for LaTeX, character by character; a hyphen between blanks is a minus."""
+    return "".join(_LATEX.get(character, character) for character in str(text)).replace(" - ", " $-$ ")
 
 
 def printed(value: float, decimals: int, signed: bool = False) -> str:
@@ -60,7 +59,7 @@ def printed(value: float, decimals: int, signed: bool = False) -> str:
 
 def stacked(low: float, high: float, decimals: int, signed: bool = False) -> str:
     """An interval beside its number: the upper end above the lower end."""
-    return rf"$^{{{printed(high, decimals, signed)}}}_{{{printed(low, decimals, signed)}}}$"
+    return rf"$\,^{{{printed(high, decimals, signed)}}}_{{{printed(low, decimals, signed)}}}$"
 
 
 def shortstack(lines: Sequence[str]) -> str:
@@ -88,7 +87,7 @@ def float_table(label: str, caption: str, columns: str, lines: Iterable[str], no
             rf"\caption{{{escape_latex(caption)}}}",
             rf"\label{{tab:{label}}}",
             r"\smallskip\small",
-            r"\setlength{\tabcolsep}{4pt}",
+            r"\setlength{\tabcolsep}{4pt}\renewcommand{\arraystretch}{1.18}",
             r"\sbox0{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -96,7 +95,7 @@ def float_table(label: str, caption: str, columns: str, lines: Iterable[str], no
             r"\bottomrule",
             r"\end{tabular}}",
             r"\ifdim\wd0>\textwidth\sbox0{\resizebox{\textwidth}{!}{\usebox0}}\fi",
-            r"\ifdim\dimexpr\ht0+\dp0\relax>.8\textheight\sbox0{\resizebox*{!}{.8\textheight}{\usebox0}}\fi",
+            r"\ifdim\dimexpr\ht0+\dp0\relax>.75\textheight\sbox0{\resizebox*{!}{.75\textheight}{\usebox0}}\fi",
             r"\usebox0",
             r"\par\smallskip",
             rf"\begin{{minipage}}{{\textwidth}}\scriptsize {notes}\end{{minipage}}",
@@ -132,7 +131,7 @@ def compile_tables(folder: str, out: str) -> None:
         RuntimeError: if there is no pdflatex (the message says what to install), no table, or LaTeX finds an error or
             a line that is too wide; with the end of its log.
     """
-    tables = sorted(Path(folder).glob("*.tex"))
+    tables = sorted(Path(folder).glob("*.tex"), key=lambda path: path.stem)
     if not tables:
         raise RuntimeError(f"{folder} has no *.tex; run the workflow first")
     if shutil.which("pdflatex") is None:

@@ -12,7 +12,7 @@ from dive.reporting.tables import format_table
 PLACES = {
     "tables/claims.csv": "every claim of the abstract with its estimate, interval and verdict; .tex for a paper",
     "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
-    "tables/{experiment}-significance.tex": "ours against each published method; other tables are beside it",
+    "tables/{experiment}-significance.tex": "ours against each published method; 2x2, mechanisms, termination beside",
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
     "report/index.html": "the page about what was run",
     "world/acceptance.md": "the acceptance of the synthetic world, on validation",
