@@ -27,7 +27,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
-	@echo "make pdf         compile the tables by pdflatex into results/tables/tables.pdf; says what to install where there is none"
+	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
 	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
 	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"

@@ -387,25 +387,26 @@ def grouped(experiment, group):
     return [name for name in methods_in(experiment) if groups[name]["group"] == group]
 
 
-def compared_scores(wildcards):
-    """The reports' statistics of every method of a dataset and backbone."""
-    methods = methods_in(wildcards.experiment)
-    return [f"results/scores/{wildcards.dataset}/{wildcards.backbone}/{m}/reports.parquet" for m in methods]
-
-
-def compared_summaries(wildcards):
-    """Their summaries, which name the archives of model-based scores."""
-    return [path.replace("reports.parquet", "summary.json") for path in compared_scores(wildcards)]
-
-
 def compared_methods(wildcards):
-    """The methods that are compared, in the order of their files."""
-    return list(methods_in(wildcards.experiment))
+    """The methods that a dataset and backbone have, all of which are compared."""
+    pair = (wildcards.dataset, wildcards.backbone)
+    return [row[2] for row in select_rows(wildcards.experiment) if row[:2] == pair]
+
+
+def compared_scores(file):
+    """A function for a file of the scores of each of these methods."""
+
+    def files(wildcards):
+        folder = f"results/scores/{wildcards.dataset}/{wildcards.backbone}"
+        return [f"{folder}/{method}/{file}" for method in compared_methods(wildcards)]
+
+    return files
 
 
 def compared_ours(wildcards):
     """The methods that are compared with all others."""
-    return grouped(wildcards.experiment, "ours")
+    ours = grouped(wildcards.experiment, "ours")
+    return [name for name in compared_methods(wildcards) if name in ours]
 
 
 def compared_contrasts(wildcards):
@@ -414,9 +415,8 @@ def compared_contrasts(wildcards):
 
 
 def pairs_in(experiment):
-    """(dataset, backbone) of an experiment's grid."""
-    grid = config["grids"][experiment]
-    return list(product(grid["datasets"], grid["backbones"]))
+    """(dataset, backbone) of an experiment's rows."""
+    return list(dict.fromkeys(row[:2] for row in select_rows(experiment)))
 
 
 def comparisons_in(experiment):
@@ -444,8 +444,9 @@ def adapter_keys_in_table(wildcards):
     if wildcards.table != "mechanisms":
         return []
     shown = {*grouped(wildcards.experiment, "ours"), *grouped(wildcards.experiment, "ablation")}
-    trained = [row for row in select_rows(wildcards.experiment) if row[2] in shown & {*methods_of("steering")}]
-    return [(*row, seed) for row in trained for seed in config["seeds"]]
+    trained = [name for name in shown if "epochs" in config["methods"][name]]
+    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
+    return [(*row, seed) for row in rows for seed in config["seeds"]]
 
 
 def adapters_in_table(wildcards):

@@ -37,8 +37,8 @@ rule score:
 rule compare:
     """Intervals and paired tests of the methods of a dataset and backbone: resampling of patients and seeds."""
     input:
-        reports=compared_scores,
-        summaries=compared_summaries,
+        reports=compared_scores("reports.parquet"),
+        summaries=compared_scores("summary.json"),
     output:
         "results/comparisons/{experiment}/{dataset}/{backbone}.json",
     log:

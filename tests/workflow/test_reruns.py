@@ -12,7 +12,7 @@ PAIRS = 4
 
 LAST = {"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1, "summarise_costs": 1}
 """What gathers the scores of everything."""
-COMPARED = {"compare": PAIRS, **LAST}
+RESCORED = {"compare": PAIRS, **LAST}
 """What new scores in every dataset and backbone rerun."""
 
 DECISIVE = {"compare_annotators": 2}
@@ -25,7 +25,7 @@ ANALYSED = {"analyse": PAIRS, "view_tokens": 2, **DECISIVE}
 def retrained(methods: int) -> dict[str, int]:
     """The jobs of some steering methods of one seed, and of what gathers them."""
     jobs = PAIRS * methods
-    return {"distill": jobs, "generate": jobs, "score": jobs, **COMPARED}
+    return {"distill": jobs, "generate": jobs, "score": jobs, **RESCORED}
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
@@ -51,7 +51,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
         "distill": PAIRS * trained,
         "generate": PAIRS * (trained + shown),
         "score": PAIRS * (trained + shown),
-        **COMPARED,
+        **RESCORED,
     }
     assert not any("seed0" in path for path in project.planned_files())
 
@@ -65,7 +65,7 @@ def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
         "score": PAIRS * (with_model + constant) - PAIRS * constant,
         "probe_world": PAIRS,
         "accept_world": 1,
-        **COMPARED,
+        **RESCORED,
     }
 
 
@@ -80,14 +80,20 @@ def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -
     assert "claim" in planned
     assert set(planned) <= set(LAST)
     project.change("resamples", "500")
-    assert project.planned() == COMPARED
+    assert project.planned() == RESCORED
 
 
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
     project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
     project.change("teacher", "3")
+<<<<<<< HEAD
     assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *COMPARED}
+||||||| parent of 31a1044 (Rules: methods of a pair come from its rows; the compiled tables lie beside their folder)
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *COMPARED}
+=======
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *RESCORED}
+>>>>>>> 31a1044 (Rules: methods of a pair come from its rows; the compiled tables lie beside their folder)
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:

@@ -161,7 +161,8 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m dive.reporting.latex results/tables")
     try:
-        compile_tables(sys.argv[1], str(Path(sys.argv[1], "tables.pdf")))
+        # Beside the folder and not in it: what is in it is made by rules.
+        compile_tables(sys.argv[1], out := f"{Path(sys.argv[1])}.pdf")
     except RuntimeError as error:
         sys.exit(str(error))
-    print(Path(sys.argv[1], "tables.pdf"))
+    print(out)

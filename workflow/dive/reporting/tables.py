@@ -282,10 +282,11 @@ def seed_note(rows: Sequence[Row], layout: Mapping[str, Any]) -> str:
 
 def interval_note(layout: Mapping[str, Any]) -> str:
     """What the raised and lowered numbers are."""
-    said = layout["significance"]
+    said, seeds = layout["significance"], len(layout.get("seeds", ()))
+    few = f" ({seeds} seeds show {seeds - 1}/{seeds} of the variance between seeds)" if seeds > 1 else ""
     return (
         f"Beside a number its {100 * (1 - said['alpha']):g} % interval: paired bootstrap over patients and seeds, "
-        f"{said['resamples']:,} resamples."
+        f"{said['resamples']:,} resamples{few}."
     )
 
 
