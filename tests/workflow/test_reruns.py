@@ -87,13 +87,7 @@ def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Proj
     project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
     project.change("teacher", "3")
-<<<<<<< HEAD
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *COMPARED}
-||||||| parent of 31a1044 (Rules: methods of a pair come from its rows; the compiled tables lie beside their folder)
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *COMPARED}
-=======
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *RESCORED}
->>>>>>> 31a1044 (Rules: methods of a pair come from its rows; the compiled tables lie beside their folder)
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *RESCORED}
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
