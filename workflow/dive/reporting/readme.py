@@ -50,7 +50,7 @@ def claims(path: Path) -> str:
 
 
 def main(readme: str, results: str, experiment: str, mermaid: str) -> None:
-    """Fill the blocks ``rules``, ``table``, ``claims``, ``acceptance`` and ``costs`` of a README from a folder of results."""
+    """Fill the blocks rules, table, claims, acceptance and costs of a README from a folder of results."""
     folder = Path(results)
     blocks = {
         "rules": rule_graph(mermaid),
