@@ -13,6 +13,8 @@ CORES ?= all
 OPTIONS ?=
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+DOWNLOAD ?=
+ASSETS ?=
 
 BIN := $(VENV)/bin
 EXPERIMENTS ?= main
@@ -20,13 +22,18 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test test-transformers5 check format schema readme lock clean
+.PHONY: help install reproduce show pdf check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
+	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
 	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
+	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
+	@echo "make reference   the packages that tests compare scores with, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
@@ -58,6 +65,18 @@ reproduce: install
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
 
+check-data: install
+	@python -m dive.data.check $(OPTIONS)
+
+bench-data: install
+	python -m tests.benchmarks.data
+
+fetch-assets: install
+	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+
+pdf: install
+	@python -m dive.reporting.latex results/tables
+
 check: install
 	ruff check .
 	ruff format --check .
@@ -68,7 +87,15 @@ format: install
 	ruff format .
 	snakefmt Snakefile rules
 
-test: install check
+# Reference packages of the tests, apart from the environment (see tests/reference.lock).
+$(VENV)/.reference: tests/reference.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/reference --requirement tests/reference.lock
+	@touch $@
+
+reference: $(VENV)/.reference
+
+test: install check reference
 	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
 
 VENV5 := $(VENV)-transformers5

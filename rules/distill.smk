@@ -6,7 +6,7 @@ rule distill:
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
-        spans="results/annotations/{dataset}/spans.parquet",
+        spans=spans_of,
         vision="results/vision/{dataset}/{backbone}",
         teacher=teacher_of,
         layers=layers_of,

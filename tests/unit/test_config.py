@@ -38,7 +38,8 @@ def test_the_default_is_complete_and_plain(config: dict[str, Any]) -> None:
     resolved = resolve(config)
     assert json.loads(json.dumps(resolved)) == resolved
     assert resolved["methods"]["dive_static_uniform"]["rank"] == 0
-    assert resolved["methods"]["dive_static_uniform"]["weights"] == {"pathology": 1.0, "eos": 1.0}
+    weights = resolved["methods"]["dive_static_uniform"]["weights"]
+    assert weights == {"pathology": 1.0, "eos": 1.0, "source": None, "exponent": 1.0, "level": 0.1}
     assert resolved["methods"]["dive_static_uniform"]["optimiser"] == resolved["methods"]["dive"]["optimiser"]
     assert resolved["methods"]["dive_no_teacher"]["loss"]["kd"] == 0
     assert resolved["methods"]["dive_no_teacher"]["loss"]["ce"] == resolved["methods"]["dive"]["loss"]["ce"]
@@ -101,6 +102,16 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ("datasets.synthetic-mimic-cxr.selection.min_words", 301, "selection.min_words: must not exceed max_words"),
         ("backbones.tiny-gemma3.path", "x", "path: must be models/tiny-gemma3"),
         ("backbones.tiny-gemma3.device", "gpu", "backbones.tiny-gemma3.device: must match pattern"),
+        (
+            "annotation.annotator",
+            "scispacy",
+            "annotation.scispacy.path: must be the folder of a pipeline, as annotation.an",
+        ),
+        ("analysis.annotators", ["tarot"], "analysis.annotators.0: must be 'vocabulary', 'scispacy'"),
+        ("annotation.union", ["idf", "union"], "annotation.union: cannot hold itself"),
+        ("analysis.method", "icl", "analysis.method: 'icl' has no weights"),
+        ("methods.dive.weights.source", "tarot", "methods.dive.weights.source: must be 'vocabulary', 'scispacy'"),
+        ("methods.dive.weights.eos", 0, "methods.dive.weights.eos: must be greater than 0, not 0"),
         ("methods.dive.loss", {"kd": 0, "ce": 0, "hidden": 0}, "nothing would be learned"),
     ],
 )

@@ -30,6 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class ConfigError(ValueError):
@@ -168,12 +169,71 @@ class Backbone(Strict):
     batch: Batch
 
 
+SPANS = ("vocabulary", "scispacy", "radgraph", "idf", "union")
+"""Annotators that write spans."""
+
+STATISTICS = ("power_law", "surprisal", "value_at_risk")
+"""Weightings that need no annotator."""
+
+SpanAnnotator = Literal[SPANS]
+
+
+class Scispacy(Strict):
+    """A spaCy pipeline with entities."""
+
+    path: str | None
+    labels: list[str]
+    types: list[str]
+
+
+class Radgraph(Strict):
+    """RadGraph's observations."""
+
+    annotations: dict[str, str]
+    model: str
+    max_missing: Share
+
+
+class Idf(Strict):
+    """The rarest words."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class RandomTokens(Strict):
+    """As many tokens as an annotator marks, at random places."""
+
+    like: SpanAnnotator
+
+
 class Annotation(Strict):
     """Decisive tokens."""
 
-    annotator: Literal["vocabulary"]
+    annotator: SpanAnnotator
     include_cues: bool
     classes: Annotated[list[str], Field(min_length=1)]
+    scispacy: Scispacy
+    radgraph: Radgraph
+    idf: Idf
+    union: Annotated[list[SpanAnnotator], Field(min_length=1)]
+    random: RandomTokens
+
+
+class View(Strict):
+    """The page that shows reports token by token."""
+
+    studies: Natural | list[str]
+    credentialed: bool
+
+
+class Analysis(Strict):
+    """Whether a sparse set of tokens decides: measured on validation studies."""
+
+    studies: Positive
+    annotators: Annotated[list[Literal[(*SPANS, "random")]], Field(min_length=1)]
+    statistics: list[Literal[STATISTICS]]
+    method: str
+    view: View
 
 
 class Decoding(Strict):
@@ -189,6 +249,41 @@ class Training(Strict):
     validation_studies: Positive
     prefix_cache_gb: Weight
     checkpoint_seconds: Weight
+
+
+class RadGraph(Strict):
+    """RadGraph F1; without a path it is not measured."""
+
+    path: str | None
+    archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
+    max_words: Positive | None
+    lower: bool
+    device: Device
+
+
+class CheXbert(Strict):
+    """CheXbert F1; without a path it is not measured."""
+
+    path: str | None
+    encoder: Annotated[str, Field(min_length=1)]
+    batch: Positive
+    device: Device
+
+
+class Scores(Strict):
+    """The scores that need a model; all others need nothing."""
+
+    radgraph: RadGraph
+    chexbert: CheXbert
+
+
+class Significance(Strict):
+    """How differences between methods are judged."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Natural
+    margin: Weight
 
 
 class Constant(Strict):
@@ -212,6 +307,15 @@ class Prompt(Strict):
     image: Literal["own", "blank"]
 
 
+class External(Strict):
+    """Reports of another system, read from a file a dataset (CSV or JSON Lines with study_uid and report)."""
+
+    kind: Literal["external"]
+    title: str
+    group: Group
+    files: dict[str, str]
+
+
 class Loss(Strict):
     """L = kd * KL to the teacher + ce * weighted cross-entropy + hidden * relative error of hidden states."""
 
@@ -224,8 +328,11 @@ class Loss(Strict):
 class Weights(Strict):
     """Weights in the cross-entropy; any other token has 1."""
 
-    pathology: Weight
-    eos: Weight
+    pathology: Rate
+    eos: Rate
+    source: Literal[(*SPANS, "random", *STATISTICS)] | None = None
+    exponent: Weight = 1.0
+    level: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Optimiser(Strict):
@@ -342,6 +449,7 @@ def tag_of(method: Any) -> str | None:
 METHODS: dict[str, type[BaseModel]] = {
     "constant": Constant,
     "prompt": Prompt,
+    "external": External,
     **{module: model_of(module, said) for module, said in SAID.items()},
 }
 Method = Annotated[
@@ -349,8 +457,8 @@ Method = Annotated[
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
-        custom_error_message="kind must be constant, prompt or steering, and module of a steering method one of "
-        + ", ".join(SAID),
+        custom_error_message="kind must be constant, prompt or steering, or external for reports of another system; "
+        "module of a steering method must be one of " + ", ".join(SAID),
     ),
 ]
 
@@ -366,8 +474,11 @@ class Config(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     annotation: Annotation
+    analysis: Analysis
     decoding: Decoding
     training: Training
+    scores: Scores
+    significance: Significance
     methods: dict[Name, Method]
 
 
@@ -513,6 +624,7 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for kind in NAMED:
             refer(f"grids.{grid}.{kind}", mapping(lists).get(kind), kind)
 
+    errors += check_annotators(config, named["methods"])
     for name, dataset in named["datasets"].items():
         dataset = mapping(dataset)
         path = f"datasets.{name}"
@@ -540,6 +652,52 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         loss = mapping(mapping(method).get("loss"))
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
+        files = mapping(mapping(method).get("files"))
+        errors += [
+            (
+                f"methods.{name}.files.{dataset}",
+                f"{dataset!r} is not among datasets{nearest(dataset, named['datasets'])}",
+            )
+            for dataset in files
+            if dataset not in named["datasets"]
+        ]
+        for grid, lists in named["grids"].items():
+            lists = mapping(lists)
+            if mapping(method).get("kind") == "external" and name in (lists.get("methods") or ()):
+                errors += [
+                    (f"methods.{name}.files.{dataset}", f"is missing: grid {grid} has this method on that dataset")
+                    for dataset in lists.get("datasets") or ()
+                    if dataset not in files
+                ]
+    return errors
+
+
+def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> Errors:
+    """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
+    errors = []
+    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
+    listed = analysis.get("annotators")
+    used = {annotation.get("annotator"): "annotation.annotator"}
+    used |= dict.fromkeys(listed if isinstance(listed, list) else [], "analysis.annotators")
+    used |= {
+        source: f"methods.{name}.weights.source"
+        for name, method in methods.items()
+        if (source := mapping(mapping(method).get("weights")).get("source"))
+    }
+    parts = annotation.get("union")
+    parts = parts if isinstance(parts, list) else []
+    if "union" in parts:
+        errors.append(("annotation.union", "cannot hold itself; list other annotators"))
+    if "union" in used:
+        used |= dict.fromkeys(parts, "annotation.union")
+    if "scispacy" in used and not mapping(annotation.get("scispacy")).get("path"):
+        errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
+    method = mapping(methods.get(analysis.get("method")))
+    if analysis and methods and "weights" not in method:
+        weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
+        errors.append(
+            ("analysis.method", f"{analysis.get('method')!r} has no weights{nearest(analysis.get('method'), weighted)}")
+        )
     return errors
 
 
