@@ -20,6 +20,7 @@ rule cache_vision:
         gpu=gpus,
     params:
         backbone=backbone_for("vision"),
+        max_unreadable=lookup(dpath="datasets/{dataset}/selection/max_unreadable", within=config),
         code=code_version("scripts/cache_vision.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}: caching vision features"

@@ -17,6 +17,7 @@ with logged(snakemake.log[0]):
         vision=snakemake.input.vision,
         teacher=snakemake.input.teacher or None,
         layers=snakemake.input.layers or None,
+        demonstrations=snakemake.input.demonstrations or None,
         training={**snakemake.params.training, **resources},
         seed=int(snakemake.wildcards.seed),
         out=snakemake.output[0],

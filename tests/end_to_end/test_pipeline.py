@@ -36,7 +36,9 @@ def test_the_table_has_every_row_and_no_invented_number(run: tuple[Project, str]
     with (project.folder / "results/tables/main.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     methods = ["constant", "zero_shot", "icl", "live", "dive"]
-    assert [row["method"] for row in rows] == 2 * methods
+    # The adapter of the second dataset is also tried on the first.
+    assert [row["method"] for row in rows] == [*methods, "dive@synthetic-chexpert-plus", *methods]
+    assert rows[5]["title"] == "DIVE, trained on CheXpert Plus (synthetic)"
     for row in rows:
         assert row["bleu4"]
         # Their weights are not there: empty, never zero.
@@ -50,6 +52,20 @@ def test_the_costs_name_every_rule(run: tuple[Project, str]) -> None:
         measured = {row["rule"] for row in csv.DictReader(file)}
     rules = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     assert rules - measured == {"summarise_costs"}
+
+
+def test_decisive_tokens_are_compared_and_shown(run: tuple[Project, str]) -> None:
+    project, _ = run
+    with (project.folder / "results/tables/sparsity/synthetic-mimic-cxr.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
+        rows = list(csv.DictReader(file))
+    assert {row["backbone"] for row in rows} == {"Gemma 3 (tiny)", "Qwen 2.5-VL (tiny)"}
+    assert {row["row"] for row in rows} >= {"vocabulary", "idf", "random", "term", "power_law"}
+    page = (project.folder / "results/report/index.html").read_text(encoding="utf-8")
+    assert rows[0]["verdict"][:40] in page
+    assert 'href="tokens/synthetic-mimic-cxr.html"' in page
+    assert (project.folder / "results/report/tokens/synthetic-mimic-cxr.html").is_file()
 
 
 def test_results_name_no_machine_and_no_user(run: tuple[Project, str]) -> None:

@@ -146,9 +146,10 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
         json.dumps(
             {
                 "convention_note": "the official split",
-                "raw": {"studies": 1000},
+                "raw": {"studies": 1000, "images": 1400, "patients": 800},
                 "flow": [{"rule": "no_findings", "left_out": 250, "remaining": 750}],
                 "used": {split: {"studies": 250, "patients": 99} for split in ("train", "validate", "test")},
+                "notes": {"stray_reports": 3, "images_without_view": 0},
                 "images_left_out": [{"study_uid": "s1", "path": SECRET, "problem": "truncated"}],
             }
         )
@@ -188,6 +189,9 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "left nodule" in page
     assert re.search(r"no findings</td><td class=\"number\">250</td><td class=\"number\">750", page)
     assert "width:75.0%" in page
+    assert "stray reports: 3." in page
+    assert "images without view" not in page
+    assert '<svg class="consort"' in page
     assert "<code>a.b</code>" in page
     assert SECRET not in page
     sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)

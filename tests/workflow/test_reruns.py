@@ -10,14 +10,22 @@ from tests.project import Project
 PAIRS = 4
 """Datasets times backbones."""
 
-LAST = {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+LAST = {"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1, "summarise_costs": 1}
 """What gathers the scores of everything."""
+COMPARED = {"compare": PAIRS, **LAST}
+"""What new scores in every dataset and backbone rerun."""
+
+DECISIVE = {"compare_annotators": 2}
+"""Table and figure of decisive tokens."""
+
+ANALYSED = {"analyse": PAIRS, "view_tokens": 2, **DECISIVE}
+"""The analysis of decisive tokens, and what shows it."""
 
 
 def retrained(methods: int) -> dict[str, int]:
     """The jobs of some steering methods of one seed, and of what gathers them."""
     jobs = PAIRS * methods
-    return {"distill": jobs, "generate": jobs, "score": jobs, **LAST}
+    return {"distill": jobs, "generate": jobs, "score": jobs, **COMPARED}
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
@@ -29,7 +37,7 @@ def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) ->
 
 def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
     project.edit("config.yaml", "pathology: 3,", "pathology: 2,")
-    assert project.planned() == retrained(3)
+    assert project.planned() == {**retrained(3), **ANALYSED}  # the analysis is about DIVE's weights
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_static", "dive_no_teacher"}
 
@@ -43,7 +51,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
         "distill": PAIRS * trained,
         "generate": PAIRS * (trained + shown),
         "score": PAIRS * (trained + shown),
-        **LAST,
+        **COMPARED,
     }
     assert not any("seed0" in path for path in project.planned_files())
 
@@ -57,20 +65,29 @@ def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
         "score": PAIRS * (with_model + constant) - PAIRS * constant,
         "probe_world": PAIRS,
         "accept_world": 1,
-        **LAST,
+        **COMPARED,
     }
 
 
 def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
     project.edit("config.yaml", "title: DIVE\n", "title: DIVE (ours)\n")
-    assert project.planned() == LAST
+    assert project.planned() == {**LAST, **DECISIVE}
+
+
+def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -> None:
+    project.change("margin", "2.0")
+    planned = project.planned()
+    assert "claim" in planned
+    assert set(planned) <= set(LAST)
+    project.change("resamples", "500")
+    assert project.planned() == COMPARED
 
 
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
     project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
     project.change("teacher", "3")
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *COMPARED}
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
@@ -83,7 +100,23 @@ def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
 def test_a_module_reruns_those_that_import_it(project: Project) -> None:
     with (project.folder / "workflow/dive/reporting/tables.py").open("a") as file:
         file.write("\n\nCHANGED = True\n")
-    assert project.planned() == LAST
+    assert project.planned() == {**LAST, **DECISIVE}
+
+
+def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there(project: Project) -> None:
+    """Another annotator as a control is one entry; random tokens read the spans that are there."""
+    project.edit("config.yaml", "      - dive_no_teacher\n", "      - dive_no_teacher\n      - dive_random\n")
+    assert project.planned() == retrained(1)
+    project.edit("config.yaml", "weights: {source: random}", "weights: {source: union}")
+    assert project.planned() == {"annotate": 2, **retrained(1)}
+
+
+def test_an_annotator_reruns_what_reads_it(project: Project) -> None:
+    project.edit("config.yaml", "share: 0.3 ", "share: 0.2 ")
+    assert project.planned() == {"annotate": 2, **ANALYSED, "report": 1, "summarise_costs": 1}
+    with (project.folder / "workflow/dive/annotation/radgraph.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned()["annotate"] == 2
 
 
 def test_a_method_s_module_reruns_that_method(project: Project) -> None:

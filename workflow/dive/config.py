@@ -30,6 +30,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class ConfigError(ValueError):
@@ -41,7 +42,10 @@ class Strict(BaseModel):
 
 
 class Grid(Strict):
-    """The rows of a table: every dataset with every backbone with every method."""
+    """The rows of a table: every dataset with every backbone with every method.
+
+    ``method@dataset`` is the method's adapter of another dataset, used on this one (transfer).
+    """
 
     datasets: Annotated[list[str], Field(min_length=1)]
     backbones: Annotated[list[str], Field(min_length=1)]
@@ -165,12 +169,71 @@ class Backbone(Strict):
     batch: Batch
 
 
+SPANS = ("vocabulary", "scispacy", "radgraph", "idf", "union")
+"""Annotators that write spans."""
+
+STATISTICS = ("power_law", "surprisal", "value_at_risk")
+"""Weightings that need no annotator."""
+
+SpanAnnotator = Literal[SPANS]
+
+
+class Scispacy(Strict):
+    """A spaCy pipeline with entities."""
+
+    path: str | None
+    labels: list[str]
+    types: list[str]
+
+
+class Radgraph(Strict):
+    """RadGraph's observations."""
+
+    annotations: dict[str, str]
+    model: str
+    max_missing: Share
+
+
+class Idf(Strict):
+    """The rarest words."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class RandomTokens(Strict):
+    """As many tokens as an annotator marks, at random places."""
+
+    like: SpanAnnotator
+
+
 class Annotation(Strict):
     """Decisive tokens."""
 
-    annotator: Literal["vocabulary"]
+    annotator: SpanAnnotator
     include_cues: bool
     classes: Annotated[list[str], Field(min_length=1)]
+    scispacy: Scispacy
+    radgraph: Radgraph
+    idf: Idf
+    union: Annotated[list[SpanAnnotator], Field(min_length=1)]
+    random: RandomTokens
+
+
+class View(Strict):
+    """The page that shows reports token by token."""
+
+    studies: Natural | list[str]
+    credentialed: bool
+
+
+class Analysis(Strict):
+    """Whether a sparse set of tokens decides: measured on validation studies."""
+
+    studies: Positive
+    annotators: Annotated[list[Literal[(*SPANS, "random")]], Field(min_length=1)]
+    statistics: list[Literal[STATISTICS]]
+    method: str
+    view: View
 
 
 class Decoding(Strict):
@@ -186,6 +249,41 @@ class Training(Strict):
     validation_studies: Positive
     prefix_cache_gb: Weight
     checkpoint_seconds: Weight
+
+
+class RadGraph(Strict):
+    """RadGraph F1; without a path it is not measured."""
+
+    path: str | None
+    archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
+    max_words: Positive | None
+    lower: bool
+    device: Device
+
+
+class CheXbert(Strict):
+    """CheXbert F1; without a path it is not measured."""
+
+    path: str | None
+    encoder: Annotated[str, Field(min_length=1)]
+    batch: Positive
+    device: Device
+
+
+class Scores(Strict):
+    """The scores that need a model; all others need nothing."""
+
+    radgraph: RadGraph
+    chexbert: CheXbert
+
+
+class Significance(Strict):
+    """How differences between methods are judged."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Natural
+    margin: Weight
 
 
 class Constant(Strict):
@@ -209,6 +307,15 @@ class Prompt(Strict):
     image: Literal["own", "blank"]
 
 
+class External(Strict):
+    """Reports of another system, read from a file a dataset (CSV or JSON Lines with study_uid and report)."""
+
+    kind: Literal["external"]
+    title: str
+    group: Group
+    files: dict[str, str]
+
+
 class Loss(Strict):
     """L = kd * KL to the teacher + ce * weighted cross-entropy + hidden * relative error of hidden states."""
 
@@ -221,8 +328,11 @@ class Loss(Strict):
 class Weights(Strict):
     """Weights in the cross-entropy; any other token has 1."""
 
-    pathology: Weight
-    eos: Weight
+    pathology: Rate
+    eos: Rate
+    source: Literal[(*SPANS, "random", *STATISTICS)] | None = None
+    exponent: Weight = 1.0
+    level: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Optimiser(Strict):
@@ -271,18 +381,18 @@ def steering_modules() -> dict[str, dict[str, Any]]:
 
     The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
     to their types (``lr_<parameter>`` is a key of its optimiser); ``TRAINED`` is False for one without gradients,
-    ``READS_LAYERS`` True for one that is fitted on the teacher's layer states, ``DRAWS`` False for one that no seed
-    changes.
+    ``DRAWS`` False for one that no seed changes; ``READS_LAYERS`` is True for one that is fitted on the teacher's layer
+    states, ``READS_DEMONSTRATIONS`` for one that runs the queries with their demonstrations itself.
     """
     found = {}
     for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
         tree = ast.parse(path.read_bytes(), filename=str(path))
-        said: dict[str, Any] = {"TRAINED": True, "READS_LAYERS": False, "DRAWS": True}
+        said: dict[str, Any] = {"TRAINED": True, "DRAWS": True, "READS_LAYERS": False, "READS_DEMONSTRATIONS": False}
         said["title"] = ast.get_docstring(tree) or ""
         for node in tree.body:
             target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
             name = target.id if isinstance(target, ast.Name) else None
-            if name in ("OPTIONS", "TRAINED", "READS_LAYERS", "DRAWS"):
+            if name in ("OPTIONS", "TRAINED", "DRAWS", "READS_LAYERS", "READS_DEMONSTRATIONS"):
                 said[name] = ast.literal_eval(node.value)
         if "OPTIONS" in said:
             found[path.stem] = said
@@ -318,6 +428,11 @@ def reads_layers(method: Mapping[str, Any]) -> bool:
     return bool(SAID[method["module"]]["READS_LAYERS"] or method.get("loss", {}).get("hidden"))
 
 
+def reads_demonstrations(method: Mapping[str, Any]) -> bool:
+    """Whether a method runs the training queries with their demonstrations itself."""
+    return method["kind"] == "steering" and bool(SAID[method["module"]]["READS_DEMONSTRATIONS"])
+
+
 def draws(method: Mapping[str, Any]) -> bool:
     """Whether a method draws anything at random, so that every seed is a run of its own."""
     if method["kind"] != "steering":
@@ -334,6 +449,7 @@ def tag_of(method: Any) -> str | None:
 METHODS: dict[str, type[BaseModel]] = {
     "constant": Constant,
     "prompt": Prompt,
+    "external": External,
     **{module: model_of(module, said) for module, said in SAID.items()},
 }
 Method = Annotated[
@@ -341,8 +457,8 @@ Method = Annotated[
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
-        custom_error_message="kind must be constant, prompt or steering, and module of a steering method one of "
-        + ", ".join(SAID),
+        custom_error_message="kind must be constant, prompt or steering, or external for reports of another system; "
+        "module of a steering method must be one of " + ", ".join(SAID),
     ),
 ]
 
@@ -358,8 +474,11 @@ class Config(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     annotation: Annotation
+    analysis: Analysis
     decoding: Decoding
     training: Training
+    scores: Scores
+    significance: Significance
     methods: dict[Name, Method]
 
 
@@ -396,7 +515,19 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         for kind in NAMED
     }
+    add_transfers(plain)
     return plain
+
+
+def add_transfers(config: dict[str, Any]) -> None:
+    """Add the methods that grids write as ``method@dataset``: the method's settings, and where it is trained."""
+    shown = config["presentation"]
+    for entry in dict.fromkeys(entry for grid in config["grids"].values() for entry in grid["methods"]):
+        name, at, dataset = entry.partition("@")
+        if at:
+            config["methods"][entry] = {**config["methods"][name], "trained_on": dataset}
+            title = f"{shown['methods'][name]['title']}, trained on {shown['datasets'][dataset]['title']}"
+            shown["methods"][entry] = {"title": title, "group": "transfer"}
 
 
 Errors = list[tuple[str, str]]
@@ -475,8 +606,17 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for index, name in enumerate(names):
             if name in names[:index]:
                 errors.append((f"{path}.{index}", f"{name!r} is there twice; once is enough"))
+            elif kind == "methods" and "@" in str(name):
+                refer_transfer(f"{path}.{index}", *name.split("@", 1))
             elif kind and name not in named[kind]:
                 errors.append((f"{path}.{index}", f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+
+    def refer_transfer(path: str, method: str, dataset: str) -> None:
+        for name, kind in ((method, "methods"), (dataset, "datasets")):
+            if name not in named[kind]:
+                errors.append((path, f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+        if mapping(named["methods"].get(method)).get("kind", "steering") != "steering":
+            errors.append((path, f"{method!r} is not trained, so that nothing of it can be transferred"))
 
     refer("experiments", config.get("experiments"), "grids")
     refer("seeds", config.get("seeds"), "")
@@ -484,6 +624,7 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for kind in NAMED:
             refer(f"grids.{grid}.{kind}", mapping(lists).get(kind), kind)
 
+    errors += check_annotators(config, named["methods"])
     for name, dataset in named["datasets"].items():
         dataset = mapping(dataset)
         path = f"datasets.{name}"
@@ -511,6 +652,52 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         loss = mapping(mapping(method).get("loss"))
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
+        files = mapping(mapping(method).get("files"))
+        errors += [
+            (
+                f"methods.{name}.files.{dataset}",
+                f"{dataset!r} is not among datasets{nearest(dataset, named['datasets'])}",
+            )
+            for dataset in files
+            if dataset not in named["datasets"]
+        ]
+        for grid, lists in named["grids"].items():
+            lists = mapping(lists)
+            if mapping(method).get("kind") == "external" and name in (lists.get("methods") or ()):
+                errors += [
+                    (f"methods.{name}.files.{dataset}", f"is missing: grid {grid} has this method on that dataset")
+                    for dataset in lists.get("datasets") or ()
+                    if dataset not in files
+                ]
+    return errors
+
+
+def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> Errors:
+    """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
+    errors = []
+    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
+    listed = analysis.get("annotators")
+    used = {annotation.get("annotator"): "annotation.annotator"}
+    used |= dict.fromkeys(listed if isinstance(listed, list) else [], "analysis.annotators")
+    used |= {
+        source: f"methods.{name}.weights.source"
+        for name, method in methods.items()
+        if (source := mapping(mapping(method).get("weights")).get("source"))
+    }
+    parts = annotation.get("union")
+    parts = parts if isinstance(parts, list) else []
+    if "union" in parts:
+        errors.append(("annotation.union", "cannot hold itself; list other annotators"))
+    if "union" in used:
+        used |= dict.fromkeys(parts, "annotation.union")
+    if "scispacy" in used and not mapping(annotation.get("scispacy")).get("path"):
+        errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
+    method = mapping(methods.get(analysis.get("method")))
+    if analysis and methods and "weights" not in method:
+        weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
+        errors.append(
+            ("analysis.method", f"{analysis.get('method')!r} has no weights{nearest(analysis.get('method'), weighted)}")
+        )
     return errors
 
 

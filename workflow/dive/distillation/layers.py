@@ -8,8 +8,8 @@ import torch
 
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
+from dive.data.readable import readable_demonstrations
 from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
-from dive.files import read_json
 from dive.progress import log, progress
 from dive.provenance import record
 from dive.shards import ShardWriter
@@ -42,7 +42,7 @@ def cache_layers(
     Raises:
         RuntimeError: no room on the disk, out of device memory, or states that are not finite.
     """
-    drawn = read_json(demonstrations)["queries"]
+    drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
     targets = read_targets(studies)
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)

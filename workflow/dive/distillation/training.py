@@ -14,19 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
 from dive.annotation.alignment import mark_tokens
-from dive.annotation.weights import token_weights, weight_sums
+from dive.annotation.weights import permuted, token_weights, value_at_risk, weight_sums
 from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
+from dive.data.readable import readable_demonstrations, readable_pool
 from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
 from dive.distillation.examples import Examples
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
-from dive.files import atomic_path, read_json, sha256
+from dive.distillation.relevance import relevance_of
+from dive.files import atomic_path, sha256
 from dive.progress import log, progress
 from dive.provenance import code_version, module_of, record
 from dive.shards import Shards
@@ -286,24 +289,67 @@ class Supervision(NamedTuple):
         weights: w_t of every label (T+1,), float32; (T,) for a cut report.
         sums: total weight of other tokens, pathology tokens and TERM.
         complete: whether the last label is TERM.
+        marked: the decisive report tokens (T,), bool.
     """
 
     weights: torch.Tensor
     sums: tuple[float, float, float]
     complete: bool
+    marked: np.ndarray
 
 
 def supervise(
-    prompt: Prompt, spans: Sequence[tuple[int, int]], report: str, weights: Mapping[str, float]
+    prompt: Prompt,
+    spans: Sequence[tuple[int, int]],
+    report: str,
+    weights: Mapping[str, Any],
+    relevance: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Supervision:
-    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``."""
+    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``.
+
+    Args:
+        prompt: the report's prompt.
+        spans: of the annotator that the weights ask for.
+        report: the text.
+        weights: ``pathology``, ``eos`` and ``source``; ``random`` marks as many tokens at other places.
+        relevance: factor of each report token (T,) where the source is a statistic.
+        seed: of the random places.
+    """
     marked = mark_tokens(prompt.offsets, spans, report)
+    if weights.get("source") == "random":
+        marked = permuted(marked, seed, prompt.images[-1])
     pathology, eos = weights.get("pathology", 1.0), weights.get("eos", 1.0)
-    each = token_weights(marked, prompt.complete, pathology, eos)
-    sums = weight_sums(marked, prompt.complete, pathology, eos)
+    each = token_weights(marked, prompt.complete, pathology, eos, relevance)
+    sums = weight_sums(marked, prompt.complete, pathology, eos, relevance)
     return Supervision(
-        torch.tensor(each, dtype=torch.float32), (sums["other"], sums["pathology"], sums["term"]), prompt.complete
+        torch.tensor(each, dtype=torch.float32),
+        (sums["other"], sums["pathology"], sums["term"]),
+        prompt.complete,
+        marked,
     )
+
+
+def riskiest(supervision: Sequence[Supervision], losses: torch.Tensor, level: float) -> list[Supervision]:
+    """The supervision of a batch with only those report tokens whose loss reaches the batch's value at risk.
+
+    Args:
+        supervision: of each report of the batch.
+        losses: -log p of all their labels, one report after another (N,).
+        level: see `value_at_risk`; TERM is always kept.
+    """
+    each = [part.cpu().numpy() for part in losses.split([len(of_one.weights) for of_one in supervision])]
+    reports = [part[: len(of_one.marked)] for part, of_one in zip(each, supervision, strict=True)]
+    kept = np.split(value_at_risk(np.concatenate(reports), level), np.cumsum([len(part) for part in reports])[:-1])
+    chosen = []
+    for of_one, keep in zip(supervision, kept, strict=True):
+        factors = torch.ones_like(of_one.weights)
+        factors[: len(keep)] = torch.from_numpy(keep)
+        weights = of_one.weights * factors
+        on_report = weights[: len(keep)].double().numpy()
+        sums = (float(on_report[~of_one.marked].sum()), float(on_report[of_one.marked].sum()), of_one.sums[2])
+        chosen.append(of_one._replace(weights=weights, sums=sums))
+    return chosen
 
 
 class Run:
@@ -378,7 +424,8 @@ class Run:
         factor = learning_rate_factor(step, self.total_steps, self.settings.get("warmup", 0.0))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        losses = self.accumulate_gradient(batch)
+        supervision = self.supervision_of(batch)
+        losses = self.accumulate_gradient(batch, supervision)
         norm = torch.nn.utils.clip_grad_norm_(
             self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
         )
@@ -389,7 +436,7 @@ class Run:
             )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        parts = [sum(part) for part in zip(*(self.supervision[row].sums for row in batch), strict=True)]
+        parts = [sum(part) for part in zip(*(of_one.sums for of_one in supervision), strict=True)]
         shares = [part / sum(parts) for part in parts]
         tokens = sum(self.lengths[row] for row in batch)
         seconds = time.perf_counter() - begin
@@ -397,12 +444,32 @@ class Run:
             *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
         ]  # fmt: skip
 
-    def accumulate_gradient(self, batch: Sequence[int]) -> list[float]:
+    @torch.no_grad()
+    def supervision_of(self, batch: Sequence[int]) -> list[Supervision]:
+        """How the labels of an effective batch count in this step.
+
+        Fixed, but for ``value_at_risk``: its threshold is that of the whole batch under the present student, which
+        takes one more forward pass.
+        """
+        supervision = [self.supervision[row] for row in batch]
+        if self.method.get("weights", {}).get("source") != "value_at_risk":
+            return supervision
+        losses = []
+        for begin in range(0, len(batch), self.micro_batch):
+            with explained_memory("backbones.*.batch.training"):
+                predictions = self.student(batch[begin : begin + self.micro_batch])
+                losses.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
+        return riskiest(supervision, torch.cat(losses), self.method["weights"]["level"])
+
+    def accumulate_gradient(
+        self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None
+    ) -> list[float]:
         """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid.
 
         Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
         """
-        total_weight = sum(sum(self.supervision[row].sums) for row in batch)
+        weights = dict(zip(batch, supervision or self.supervision_of(batch), strict=True))
+        total_weight = sum(sum(of_one.sums) for of_one in weights.values())
         total_positions = sum(self.lengths[row] for row in batch)
         batch = sorted(batch, key=lambda row: (self.lengths[row], row))
         sums = [0.0, 0.0, 0.0, 0.0]
@@ -414,7 +481,7 @@ class Run:
                     predictions.states,
                     self._teacher_of(rows, self.teacher),
                     predictions.labels,
-                    torch.cat([self.supervision[row].weights for row in rows]).to(self.backbone.device),
+                    torch.cat([weights[row].weights for row in rows]).to(self.backbone.device),
                     self.backbone.head,
                     total_weight,
                     total_positions,
@@ -569,6 +636,7 @@ def distill(
     out: str,
     checkpoint: str,
     layers: str | None = None,
+    demonstrations: str | None = None,
 ) -> None:
     """Train or fit one method's intervention on the pool's queries and keep the state that is best on validation.
 
@@ -585,7 +653,7 @@ def distill(
             ``scales`` of a fitted one, and what the module reads.
         studies: path of ``studies.parquet``.
         pool: path of the pool's JSON: queries and validation studies.
-        spans: path of the decisive spans.
+        spans: path of the decisive spans, of the annotator that ``method.weights.source`` asks for.
         vision: folder of the vision features.
         teacher: folder of the teacher's states, which hold what its demonstrations taught; None where ``loss.kd`` is 0.
         training: max_report_tokens, validation_studies; optionally prefix_cache_gb (1), checkpoint_seconds (60).
@@ -593,6 +661,7 @@ def distill(
         out: adapter folder.
         checkpoint: file outside the declared outputs; removed at the end.
         layers: folder of the states of the teacher's layers; None where nothing reads them.
+        demonstrations: path of the drawn demonstrations, for a method that runs the queries with them itself.
 
     Raises:
         ValueError: a setting does not fit; the message names it.
@@ -604,7 +673,7 @@ def distill(
         raise ValueError("methods.*.loss.kd is not 0 but no teacher states are given")
     if is_trained and loss_settings["hidden"] and layers is None:
         raise ValueError("methods.*.loss.hidden is not 0 but no states of the teacher's layers are given")
-    members = read_json(pool)
+    members = readable_pool(pool, vision)
     queries = members["queries"]
     validation = members["validation"][: training["validation_studies"]]
     if len(validation) < training["validation_studies"]:
@@ -621,9 +690,12 @@ def distill(
     if n_cut := sum(not prompt.complete for prompt in prompts):
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
     uids = [*queries, *validation]
+    weights = method.get("weights", {})
+    at_once = backbone["batch"]["training"]
+    relevance = relevance_of(weights, prompts[: len(queries)], loaded, features, at_once) + [None] * len(validation)
     supervision = [
-        supervise(prompt, of_study, targets[uid], method.get("weights", {}))
-        for uid, prompt, of_study in zip(uids, prompts, spans_of(spans, uids), strict=True)
+        supervise(prompt, of_study, targets[uid], weights, relevant, seed)
+        for uid, prompt, of_study, relevant in zip(uids, prompts, spans_of(spans, uids), relevance, strict=True)
     ]
     states = Shards(teacher) if teacher is not None and loss_settings["kd"] else None
     layer_states = Shards(layers) if layers is not None else None
@@ -635,12 +707,15 @@ def distill(
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = _fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, spans, vision, teacher, layers],
+        [studies, pool, spans, vision, teacher, layers, demonstrations],
     )
-    at_once = backbone["batch"]["training"]
     if (fit := fit_of(method)) is not None:
-        of_queries = prompts[: len(queries)]
-        fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states))
+        of_queries, shown = prompts[: len(queries)], None
+        if demonstrations is not None:
+            drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
+            limit = training.get("max_report_tokens")
+            shown = render_supervised(loaded, queries, targets, features.n_tokens, limit, drawn)
+        fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states, shown))
     inside = look_inside(loaded.model, decoder) if intervention.acts_inside else None
     with Steering(decoder, intervention, inside) as steering:
         kept_bytes = training.get("prefix_cache_gb", 1.0) * 1e9

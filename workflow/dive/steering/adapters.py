@@ -167,7 +167,13 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
         method, trained_on, sites = config["method"], config["backbone"], config["sites"]
         expected = {key: trained_on[key] for key in ("model_type", "layers", "width", "weights")}
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError(f"{WEIGHTS} holds numbers that are not finite")
+        # Nothing much larger than the file is built from what a foreign file says.
+        sizes = [value for key, value in method.items() if type(value) is int and key not in ("epochs", "batch_size")]
+        if max(sizes, default=0) > max(4096, sum(tensor.numel() for tensor in tensors.values())):
+            raise ValueError(f"config.json describes a larger method than {WEIGHTS} holds")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a readable adapter folder ({type(error).__name__}: {error})") from error
 
     here = describe_backbone(model, layers, str(getattr(model, "name_or_path", "")))
@@ -183,9 +189,14 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
     if transformers.__version__.split(".")[0] != str(config.get("transformers")).split(".")[0]:
         log.info("%s was trained with transformers %s", folder, config.get("transformers"))
 
-    intervention = build_intervention(
-        method, here["layers"], here["width"], 0, lambda: look_inside(model, layers)[0].shape
-    )
+    try:
+        intervention = build_intervention(
+            method, here["layers"], here["width"], 0, lambda: look_inside(model, layers)[0].shape
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder}: config.json describes no method that can be built ({type(error).__name__}: {error})"
+        ) from error
     state = {name: tuple(tensor.shape) for name, tensor in intervention.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if intervention.sites != sites or state != found:

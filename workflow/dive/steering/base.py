@@ -30,8 +30,9 @@ class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention``; it is found by name, so no registry imports it. One that
-    acts inside attention has ``build(n_layers, width, method, seed, shape)`` with the attention's shape.
+    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``OPTIONS`` that says which settings of its
+    own it reads (``dive.config``); it is found by name, so no registry imports it. One that acts inside attention has
+    ``build(n_layers, width, method, seed, shape)`` with the attention's shape. See docs/adding-a-method.md.
 
     Args:
         sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype. A module that
