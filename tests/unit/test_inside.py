@@ -257,7 +257,7 @@ def test_initial_values_and_settings_are_the_published_ones():
     lora = methods["lora"]
     assert (lora["rank"], lora["alpha"], lora["dropout"], lora["optimiser"]["lr"]) == (16, 32, 0.05, 5e-4)
     assert (lora["loss"]["kd"], lora["loss"]["hidden"]) == (0, 0)
-    assert lora["weights"] == {"pathology": 1, "eos": 1}
+    assert (lora["weights"]["pathology"], lora["weights"]["eos"]) == (1, 1)
     assert methods["icv"]["scales"] == [0.1]
 
 
