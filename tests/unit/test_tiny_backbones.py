@@ -1,5 +1,7 @@
 """Tiny backbones: a few steps of the real training, then everything a loader relies on."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,8 @@ def test_training_forward_equals_the_plain_forward(trained, written):
         else:
             arguments["pixel_values"] = images.flatten(0, 1)
             arguments["image_grid_thw"] = torch.tensor([pool.grid] * len(images))
+            if "mm_token_type_ids" in inspect.signature(backbone.model.forward).parameters:  # transformers 5
+                arguments["mm_token_type_ids"] = (ids == backbone.image_token_id).long()
         plain = backbone.model(**arguments).logits[0]
         torch.testing.assert_close(backbone.head(ours), plain, atol=1e-5, rtol=1e-4)
 

@@ -17,6 +17,7 @@ import io
 import time
 import zlib
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def build_tokenizer(recipe: Recipe, instruction: str) -> Any:
             },
             chat_template=GEMMA_TEMPLATE,
         )
-    from transformers.models.qwen2.tokenization_qwen2_fast import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast
 
     return Qwen2TokenizerFast(
         tokenizer_object=core,
@@ -206,19 +207,24 @@ def build_tokenizer(recipe: Recipe, instruction: str) -> Any:
 def build_image_processor(recipe: Recipe) -> Any:
     """The family's image processor at the tiny size; both resize whatever lies on disk to ``pixels`` x ``pixels``."""
     if recipe.family == "gemma3":
-        from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
-
         size = {"height": recipe.pixels, "width": recipe.pixels}
-        return Gemma3ImageProcessor(size=size, image_seq_length=recipe.image_tokens)
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-
-    return Qwen2VLImageProcessor(
+        return _processor_class("gemma3", "Gemma3ImageProcessor")(size=size, image_seq_length=recipe.image_tokens)
+    return _processor_class("qwen2_vl", "Qwen2VLImageProcessor")(
         patch_size=PATCH,
         merge_size=recipe.merge,
         temporal_patch_size=2,
         min_pixels=recipe.pixels**2,
         max_pixels=recipe.pixels**2,
     )
+
+
+def _processor_class(family: str, name: str) -> Any:
+    """The class that needs PIL alone; transformers 5 has it in a module of its own, and the other needs torchvision."""
+    package = f"transformers.models.{family}"
+    try:
+        return getattr(import_module(f"{package}.image_processing_pil_{family}"), f"{name}Pil")
+    except ModuleNotFoundError:
+        return getattr(import_module(f"{package}.image_processing_{family}"), name)
 
 
 def build_model(recipe: Recipe, tokenizer: Any) -> Any:
