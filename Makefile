@@ -1,8 +1,11 @@
 # `make reproduce` goes from a bare machine to the paper's main table, `make test` from a bare machine to the tests.
 #
-#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make reproduce    takes torch from another index (here the CPU build)
+#   TORCH_INDEX=<url> make reproduce    takes torch from another index, for example one of CPU builds
 #   CORES=2 make reproduce                                             uses fewer cores than there are
 #   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
+
+# The lock holds transformers 4.57; the model code also runs on 5, and `make test-transformers5` tests that.
+TRANSFORMERS5 ?= 5.23.0
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -10,6 +13,8 @@ CORES ?= all
 OPTIONS ?=
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+DOWNLOAD ?=
+ASSETS ?=
 
 BIN := $(VENV)/bin
 EXPERIMENTS ?= main
@@ -17,16 +22,22 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema rulegraph lock clean
+.PHONY: help install reproduce show pdf check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
+	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
+	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
+	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
+	@echo "make reference   the packages that tests compare scores with, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
-	@echo "make rulegraph   draw the graph of the rules (needs Graphviz)"
+	@echo "make readme      put rule graph, table, acceptance and costs of the last run into README.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
 
 # The stamps make a second call quick: the environment is brought up to date only when the lock has changed.
@@ -48,11 +59,23 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
 install: $(VENV)/.installed
 
 reproduce: install
-	snakemake --cores $(CORES) --no-hooks $(OPTIONS)
+	snakemake --cores $(CORES) --no-hooks --quiet reason host $(OPTIONS)
 	@$(MAKE) --no-print-directory show
 
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
+
+check-data: install
+	@python -m dive.data.check $(OPTIONS)
+
+bench-data: install
+	python -m tests.benchmarks.data
+
+fetch-assets: install
+	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+
+pdf: install
+	@python -m dive.reporting.latex results/tables
 
 check: install
 	ruff check .
@@ -64,14 +87,36 @@ format: install
 	ruff format .
 	snakefmt Snakefile rules
 
-test: install check
+# Reference packages of the tests, apart from the environment (see tests/reference.lock).
+$(VENV)/.reference: tests/reference.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/reference --requirement tests/reference.lock
+	@touch $@
+
+reference: $(VENV)/.reference
+
+test: install check reference
 	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
+
+VENV5 := $(VENV)-transformers5
+
+$(VENV5)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV5)
+	grep -v -E '^(transformers|tokenizers|huggingface_hub)==' requirements.lock > $(VENV5)/requirements.txt
+	$(VENV5)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  --requirement $(VENV5)/requirements.txt transformers==$(TRANSFORMERS5)
+	$(VENV5)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-transformers5: $(VENV5)/.installed
+	OMP_NUM_THREADS=1 $(VENV5)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit
 
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json
 
-rulegraph: install
-	snakemake --rulegraph dot | dot -Tsvg > workflow/report/rulegraph.svg
+readme: install
+	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme README.md results $(EXPERIMENTS)
 
 lock: install
 	{ grep '^#' requirements.lock; python -m pip freeze --all --exclude-editable \
@@ -79,4 +124,4 @@ lock: install
 	mv .requirements.tmp requirements.lock
 
 clean:
-	rm -rf $(VENV) .snakemake data/synthetic-* data/truth models results logs benchmarks
+	rm -rf $(VENV) $(VENV5) .snakemake data/synthetic-* data/truth models results logs benchmarks

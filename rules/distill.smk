@@ -9,6 +9,8 @@ rule distill:
         spans=spans_of,
         vision="results/vision/{dataset}/{backbone}",
         teacher=teacher_of,
+        layers=layers_of,
+        demonstrations=fitted_demonstrations,
         model=built_backbone,
     output:
         directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),

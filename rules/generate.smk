@@ -17,7 +17,7 @@ rule generate:
     benchmark:
         "benchmarks/generate/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=any_of(methods_of("prompt", "steering")),
+        method=any_of([*methods_of("prompt", "steering"), *TRANSFERS]),
     retries: 0
     threads: 1
     resources:
@@ -58,3 +58,28 @@ rule repeat_report:
         "{wildcards.dataset}: repeating the best training report"
     script:
         "../scripts/repeat_report.py"
+
+
+rule import_reports:
+    """Take another system's reports of the test studies; one that is missing is an error."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        pool="results/pools/{dataset}.json",
+        reports=reports_of,
+    output:
+        "results/generations/{dataset}/{method}/seed{seed}.parquet",
+    log:
+        "logs/import_reports/{dataset}/{method}/seed{seed}.log",
+    benchmark:
+        "benchmarks/import_reports/{dataset}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=any_of(methods_of("external")),
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        code=code_version("scripts/import_reports.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.method}: taking another system's reports"
+    script:
+        "../scripts/import_reports.py"

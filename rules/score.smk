@@ -7,7 +7,10 @@ rule score:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
         generations=generations_of,
+        # Says which studies have no readable image, so that rows that read none are scored on the same.
+        vision="results/vision/{dataset}/{backbone}",
         vocabulary="workflow/resources/vocabulary.csv",
+        weights=list(weight_files(SCORERS).values()),
     output:
         reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",
         summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
@@ -17,14 +20,44 @@ rule score:
         "benchmarks/score/{dataset}/{backbone}/{method}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=8000 if any(SCORERS.values()) else 2000,
+        gpu=scorer_gpus,
     params:
         seeds=seeds_of,
+        scorers=SCORERS,
+        # Found by the content of texts and weights, so it is right whenever it is there; no rule depends on it.
+        remembered="results/remembered",
         code=code_version("scripts/score.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}: scoring"
     script:
         "../scripts/score.py"
+
+
+rule compare:
+    """Intervals and paired tests of the methods of a dataset and backbone: resampling of patients and seeds."""
+    input:
+        reports=compared_scores("reports.parquet"),
+        summaries=compared_scores("summary.json"),
+    output:
+        "results/comparisons/{experiment}/{dataset}/{backbone}.json",
+    log:
+        "logs/compare/{experiment}/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/compare/{experiment}/{dataset}/{backbone}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        methods=compared_methods,
+        ours=compared_ours,
+        contrasts=compared_contrasts,
+        settings={key: config["significance"][key] for key in ("resamples", "alpha", "seed")},
+        code=code_version("scripts/compare.py"),
+    message:
+        "{wildcards.experiment}, {wildcards.dataset}, {wildcards.backbone}: comparing methods"
+    script:
+        "../scripts/compare.py"
 
 
 rule probe_world:
@@ -76,3 +109,28 @@ rule accept_world:
         "holding the synthetic world against its acceptance criteria"
     script:
         "../scripts/accept_world.py"
+
+
+rule compare_lexicon:
+    """Hold what the lexicon proxies read in synthetic references against the findings behind them."""
+    input:
+        studies=expand("results/splits/{dataset}/studies.parquet", dataset=KNOWN),
+        truths=expand("data/truth/{dataset}.parquet", dataset=KNOWN),
+        vocabulary="workflow/resources/vocabulary.csv",
+    output:
+        json="results/world/lexicon.json",
+        markdown="results/world/lexicon.md",
+    log:
+        "logs/compare_lexicon.log",
+    benchmark:
+        "benchmarks/compare_lexicon.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        datasets=KNOWN,
+        code=code_version("scripts/compare_lexicon.py"),
+    message:
+        "holding the lexicon proxies against the synthetic truth"
+    script:
+        "../scripts/compare_lexicon.py"

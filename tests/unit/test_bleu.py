@@ -14,6 +14,8 @@ from dive.scores.bleu import (
     raw_tokens,
     separated_tokens,
 )
+from tests.unit.reference import ask
+from tests.unit.tiny_scorers import write_reports
 
 TEXTS = st.lists(
     st.sampled_from(["The", "heart", "is", "normal", ".", "no", "effusion", ",", "left-sided", "___"]),
@@ -112,3 +114,19 @@ def test_many_sums_at_once_equal_one_at_a_time():
     assert together.shape == (5,)
     for weight, value in zip(weights, together, strict=True):
         assert bleu_from_statistics((weight[:, None] * rows).sum(0)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("tokenise", [separated_tokens, raw_tokens])
+def test_equals_the_reference_packages(tokenise):
+    """pycocoevalcap to the last digit; sacrebleu up to pycocoevalcap's guards, where every order has a match."""
+    hypotheses, references = write_reports(80, 0), write_reports(80, 1)
+    hypotheses[:3] = ["", "Effusion.", "No pneumothorax. " * 40]
+    tokens = {
+        "hyps": [" ".join(tokenise(text)) for text in hypotheses],
+        "refs": [" ".join(tokenise(text)) for text in references],
+    }
+    theirs = ask("pycocoevalcap", **tokens)
+    for n in range(1, 5):
+        assert corpus_bleu(hypotheses, references, n, tokenise) == pytest.approx(100 * theirs[n - 1], rel=1e-12)
+    assert 0 < theirs[3] < theirs[0] < 1
+    assert corpus_bleu(hypotheses, references, 4, tokenise) == pytest.approx(ask("sacrebleu", **tokens), abs=1e-6)

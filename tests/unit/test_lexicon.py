@@ -8,7 +8,9 @@ import pytest
 from dive.data.studies import LABELS
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import sample_style, write_report
-from dive.scores.lexicon import COUNTS, Lexicon, graph_rewards, label_counts, label_scores
+from dive.scores.graphs import graph_rewards
+from dive.scores.labels import COUNTS, label_counts, label_scores
+from dive.scores.lexicon import Lexicon
 
 VOCABULARY = str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")
 
@@ -64,7 +66,7 @@ def test_label_scores_counted_by_hand():
     counts[LABELS.index("Edema")] = 3, 1, 1  # 6 / 8
     counts[LABELS.index("Fracture")] = 0, 2, 0  # 0
     counts[LABELS.index("Atelectasis")] = 1, 0, 0  # 1
-    scores = label_scores(counts)
+    scores = label_scores(counts, "lexicon_label")
     assert scores["lexicon_label_f1"] == pytest.approx(100 * 8 / 12)
     assert scores["lexicon_label_f1_macro"] == pytest.approx(100 * (0.75 + 0 + 1) / 14)
     assert scores["lexicon_label_f1_micro5"] == pytest.approx(100 * 8 / 10)
@@ -155,4 +157,4 @@ def test_labels_agree_with_the_truth_behind_synthetic_reports(words):
             truth.add("No Finding")
         said = words.labels(write_report(findings, sample_style(rng), rng))
         counts += label_counts(said, np.array([int(label in truth) for label in LABELS]))
-    assert label_scores(counts)["lexicon_label_f1"] > 99
+    assert label_scores(counts, "lexicon_label")["lexicon_label_f1"] > 99

@@ -34,6 +34,10 @@ def test_rates_counted_by_hand():
             "premature_stop_rate": 2 / 5,
             "repeated_4gram_rate": (3 / 7) / 5,
             "unique_report_rate": 4 / 5,
+            "distinct_1": (6 + 4) / 23,
+            "distinct_2": (5 + 4) / (5 + 5 + 9),
+            "words": 23 / 5,
+            "reference_words": 6,
         }
     )
 

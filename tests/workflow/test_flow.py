@@ -82,13 +82,42 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "analyse": pairs,
         "compare_annotators": datasets,
         "view_tokens": datasets,
+        "compare": pairs,
+        "tabulate_comparison": 4,
+        "claim": 1,
         "probe_world": pairs,
         "accept_world": 1,
+        "compare_lexicon": 1,
         "tabulate": 1,
         "plot": 1,
         "report": 1,
         "summarise_costs": 1,
     }
+
+
+def test_a_method_is_a_module_and_an_entry(fresh: Project) -> None:
+    """docs/adding-a-method.md: nothing else has to know of it."""
+    steering = fresh.folder / "workflow/dive/steering"
+    (steering / "mine.py").write_text((steering / "live.py").read_text(encoding="utf-8"), encoding="utf-8")
+    fresh.edit(
+        "config.yaml", "methods:\n  constant:", "methods:\n  my_own:\n    like: live\n    module: mine\n  constant:"
+    )
+    planned = fresh.planned("results/scores/synthetic-mimic-cxr/tiny-gemma3/my_own/summary.json")
+    assert planned["distill"] == planned["generate"] == 3
+    assert planned["score"] == 1
+
+
+def test_a_transfer_takes_the_other_dataset_s_adapter_and_trains_nothing(fresh: Project) -> None:
+    fresh.change("seeds", "[0]")
+    transfer = fresh.planned("--config", 'experiments=["transfer"]')
+    # LIVE and DIVE on each of two datasets and two backbones; zero-shot, ICL, and of each method both adapters.
+    assert transfer["distill"] == 2 * 4
+    assert transfer["generate"] == transfer["score"] == 6 * 4
+    reports = "results/generations/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0.parquet"
+    planned = fresh.planned(reports)
+    assert planned["distill"] == planned["generate"] == 1
+    other = "results/adapters/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0"
+    assert fresh.run("snakemake", "--dry-run", other).returncode != 0
 
 
 def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:

@@ -26,6 +26,30 @@ def test_all_errors_are_told_at_once_without_a_traceback(fresh: Project) -> None
     assert not (fresh.folder / "logs").exists()
 
 
+def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Project) -> None:
+    fresh.edit("config.yaml", "      - dive_no_teacher\n", "      - dive_no_teacher\n      - other\n")
+    files = "{synthetic-mimic-cxr: reports/mimic.csv}"
+    other = f"methods:\n  other: {{kind: external, title: Other, group: published, files: {files}}}\n"
+    fresh.edit("config.yaml", "\nmethods:\n", f"\n{other}")
+    message = "methods.other.files.synthetic-chexpert-plus: is missing: grid main has this method on that dataset"
+    assert message in fresh.run("snakemake", "--dry-run").stdout
+    fresh.edit("config.yaml", files, "{synthetic-mimic-cxr: mimic.csv, synthetic-chexpert-plus: chexpert.jsonl}")
+    for name in ("mimic.csv", "chexpert.jsonl"):
+        (fresh.folder / name).touch()
+    planned = fresh.planned()
+    assert planned["import_reports"] == 2  # one a dataset: no backbone is read
+    assert planned["score"] == 2 * 2 * 11
+    fresh.edit(
+        "config.yaml", "    path: null              # chexbert.pth", "    path: weights.pth       # chexbert.pth"
+    )
+    told = fresh.run("snakemake", "--dry-run").stdout
+    assert "scores.chexbert.path: no weights at weights.pth; `make fetch-assets`" in told
+    (fresh.folder / "weights.pth").touch()
+    planned = fresh.planned()
+    assert planned["import_reports"] == 2  # one a dataset: no backbone is read
+    assert planned["score"] == 2 * 2 * 11
+
+
 def test_absent_data_are_one_message(fresh: Project) -> None:
     done = fresh.run("snakemake", "--dry-run", "--configfile", "config/paper.yaml")
     assert done.returncode != 0

@@ -19,11 +19,12 @@ from dive.annotation.weights import permuted, power_law, surprisal, token_weight
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
+from dive.data.readable import readable_demonstrations, readable_pool
 from dive.distillation.cache import explained_memory, read_targets, render_supervised, teacher_states
 from dive.distillation.losses import CHUNK, Head, token_cross_entropy
 from dive.distillation.relevance import report_labels
 from dive.distillation.training import spans_of
-from dive.files import atomic_path, read_json
+from dive.files import atomic_path
 from dive.progress import log, progress
 
 
@@ -103,11 +104,11 @@ def analyse_tokens(
     Raises:
         ValueError: the pool has no validation studies.
     """
-    members = read_json(pool)
+    members = readable_pool(pool, vision)
     uids = members["validation"][: settings["studies"]]
     if not uids:
         raise ValueError(f"{pool}: no validation studies to analyse")
-    drawn = read_json(demonstrations)["validation"]
+    drawn = readable_demonstrations(demonstrations, studies, vision)["validation"]
     targets = read_targets(studies)
     patients = read_patients(studies)
     features = VisionFeatures(vision)

@@ -6,7 +6,6 @@ They are never called by the models' names: they miss what the vocabulary misses
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,12 @@ from dive.annotation.vocabulary import (
     sentences,
 )
 from dive.data.studies import LABELS
-
-BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
-"""State of a label, coded as CheXbert's four classes."""
+from dive.scores.labels import BLANK, NEGATIVE, POSITIVE, UNCERTAIN
 
 STRENGTH = {"negative": 1, "uncertain": 2, "positive": 3}
 """Several mentions of one observation: positive before uncertain before negative."""
 
 STATES = {"positive": POSITIVE, "negative": NEGATIVE, "uncertain": UNCERTAIN}
-
-FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The five observations of CheXpert's competition, on which CheXbert's "top 5" scores are computed."""
-
-COUNTS = ("tp", "fp", "fn")
-LEVELS = ("simple", "partial", "complete")
-"""The three rewards of the radgraph package, in its order; its "RadGraph F1" is `partial`."""
 
 # Mentions that name the heart or mediastinum without judging it: what the sentence says of them decides.
 _NEUTRAL = re.compile(
@@ -174,78 +164,3 @@ class Lexicon:
             else:
                 relations.append(None)
         return relations
-
-
-def label_counts(hypothesis: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Hits, false alarms and misses of one report by observation, int64 (14, 3); uncertain counts as positive."""
-    said, true = np.isin(hypothesis, (POSITIVE, UNCERTAIN)), np.isin(reference, (POSITIVE, UNCERTAIN))
-    return np.stack([said & true, said & ~true, ~said & true], axis=1).astype(np.int64)
-
-
-def _f1(counts: np.ndarray) -> np.ndarray:
-    """F1 in 0..100 of (..., 3) counts; 0 where there is nothing to find and nothing was found, as in scikit-learn."""
-    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
-    total = 2 * tp + fp + fn
-    return 100 * np.divide(2 * tp, total, out=np.zeros_like(total), where=total > 0)
-
-
-def label_scores(counts: np.ndarray) -> dict[str, float | None]:
-    """F1 in 0..100 from summed counts (14, 3): micro (headline) and macro over 14 and 5, and of every observation.
-
-    An observation that is neither in a reference nor in a hypothesis counts 0 in the macro means (scikit-learn's and
-    f1chexbert's convention), and is None by itself.
-    """
-    five = [LABELS.index(label) for label in FIVE]
-    each = _f1(counts)
-    scores: dict[str, float | None] = {
-        "lexicon_label_f1": float(_f1(counts.sum(axis=0))),
-        "lexicon_label_f1_macro": float(each.mean()),
-        "lexicon_label_f1_micro5": float(_f1(counts[five].sum(axis=0))),
-        "lexicon_label_f1_macro5": float(each[five].mean()),
-    }
-    for label, value, total in zip(LABELS, each, counts.sum(axis=1), strict=True):
-        scores[f"lexicon_label_f1/{label}"] = float(value) if total else None
-    return scores
-
-
-def graph_rewards(hypothesis: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Rewards `simple`, `partial` and `complete` of one report in 0..100, as the radgraph package computes them.
-
-    Each is the F1 of two sets. simple: (tokens, label) of every entity; partial: with True where the entity has a
-    relation; complete: (tokens, label, relation, tokens of its target) for every relation, (tokens, label) for
-    entities without. A graph without entities scores 0, against an empty one too.
-    """
-    if not hypothesis["entities"] or not reference["entities"]:
-        return 0.0, 0.0, 0.0
-    simple, partial, complete = (
-        _set_f1(facts(hypothesis["entities"]), facts(reference["entities"]))
-        for facts in (_simple_facts, _partial_facts, _complete_facts)
-    )
-    return simple, partial, complete
-
-
-def _simple_facts(entities: Mapping[str, Any]) -> set[tuple]:
-    return {(entity["tokens"], entity["label"]) for entity in entities.values()}
-
-
-def _partial_facts(entities: Mapping[str, Any]) -> set[tuple]:
-    return {
-        (entity["tokens"], entity["label"], True) if entity["relations"] else (entity["tokens"], entity["label"])
-        for entity in entities.values()
-    }
-
-
-def _complete_facts(entities: Mapping[str, Any]) -> set[tuple]:
-    facts: set[tuple] = set()
-    for entity in entities.values():
-        if not entity["relations"]:
-            facts.add((entity["tokens"], entity["label"]))
-        # The package lower-cases the tokens of related entities only.
-        for kind, target in entity["relations"]:
-            facts.add((entity["tokens"].lower(), entity["label"], kind, entities[target]["tokens"].lower()))
-    return facts
-
-
-def _set_f1(said: set[tuple], true: set[tuple]) -> float:
-    common = len(said & true)
-    return 200 * common / (len(said) + len(true)) if common else 0.0

@@ -1,11 +1,12 @@
-"""Score one method on one dataset and backbone: all its seeds, every test study, one row of statistics each.
+"""Score reports against references: a row of additive statistics each, and every metric as a sum of rows.
 
-A row holds what adds up over reports (BLEU's ten numbers, ROUGE-L, the lexicon's counts and graph rewards, the
-flags of termination), so that the score of any subset or resample of reports is a weighted column sum.
-Nothing here imports torch.
+A row holds what adds up over reports (BLEU's ten numbers, ROUGE-L, counts of labels, rewards of graphs, flags of
+termination), so that the score of any subset or resample of reports is a weighted column sum. :func:`score_method` does
+it for a method of the workflow, :func:`score_reports` for any two lists of texts, ``python -m dive.scores`` for a file.
+Nothing here imports torch unless a model-based score has its weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,20 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dive.data.generations import read_generations
-from dive.data.studies import LABELS
-from dive.files import atomic_path, read_json, write_json
+from dive.data.readable import readable_pool, studies_left_out
+from dive.files import atomic_path, write_json
 from dive.progress import log
 from dive.provenance import record
-from dive.scores import bleu, lexicon, termination
+from dive.scores import bleu, chexbert, lexicon, radgraph, termination
+from dive.scores.assets import load_scorers
+from dive.scores.graphs import LEVELS, graph_rewards
+from dive.scores.labels import COUNTS, count_columns, flag_columns, label_counts, label_flags, label_scores
 from dive.scores.rouge import rouge_l, rouge_tokens
 
 BLEU = tuple(f"bleu_{name}" for name in bleu.STATISTICS)
 RAW = tuple(f"raw_{name}" for name in bleu.STATISTICS)
 ROUGE = ("rouge_l", "rouge_l_unstemmed")
-LABEL_COUNTS = tuple(f"label_{count}_{label}" for label in LABELS for count in lexicon.COUNTS)
-GRAPH = tuple(f"graph_{level}" for level in lexicon.LEVELS)
-STATISTICS = (*BLEU, *RAW, *ROUGE, *LABEL_COUNTS, *GRAPH, *termination.FLAGS)
-"""Columns of ``reports.parquet`` after seed, study_uid, patient_uid and n_tokens, in this order."""
+LABEL_COUNTS = count_columns("label")
+LABEL_FLAGS = flag_columns("label")
+GRAPH = tuple(f"graph_{level}" for level in LEVELS)
+STATISTICS = (*BLEU, *RAW, *ROUGE, *LABEL_COUNTS, *LABEL_FLAGS, *GRAPH, *termination.FLAGS)
+"""Columns of ``reports.parquet`` after seed, study_uid, patient_uid and n_tokens, in this order; the columns of
+RadGraph and CheXbert follow where these were measured."""
 
 ABSENT = {
     "radgraph_f1": "the weights of RadGraph were not given",
@@ -43,71 +49,117 @@ CONVENTIONS = {
     "rouge_l_unstemmed": "mean ROUGE-L F of rouge-score, stemmer off; 0..100",
     "lexicon_label_f1": "micro F1 of 14 CheXpert labels found by rules, uncertain as positive; not CheXbert; 0..100",
     "lexicon_graph_f1": "mean RadGraph-style `partial` reward of graphs found by rules; not RadGraph; 0..100",
-    "stop_rate": "share of reports that end by the end-of-turn token; 0..1",
+    "stop_rate": "share of reports that end by the end-of-turn token; 0..1; null where unknown",
     "length_ratio": "generated words / reference words over the corpus",
     "over_length_rate": f"share of reports above {termination.OVER:.2f} times their reference's words",
     "under_length_rate": f"share of reports below {termination.UNDER:.2f} times their reference's words",
     "premature_stop_rate": "share of reports that end by the end-of-turn token and are under-long",
     "repeated_4gram_rate": "mean of 1 - distinct / all 4-grams of a report",
     "unique_report_rate": "distinct reports / reports, case and white space aside",
+    "distinct_1": "distinct words / words over all reports, case aside; falls with the amount of text",
+    "distinct_2": "distinct pairs of neighbouring words / pairs over all reports",
+    "words": "mean words of a report",
 }
 
 
 def report_statistics(
-    hypotheses: Sequence[str], references: Sequence[str], stopped: Sequence[bool], words: "lexicon.Lexicon"
+    hypotheses: Sequence[str], references: Sequence[str], stopped: Sequence[bool | None], words: "lexicon.Lexicon"
 ) -> np.ndarray:
     """Return the statistics of one seed's reports, float64 (n, len(STATISTICS)).
 
     Args:
         hypotheses: generated reports; the empty text is allowed.
         references: their references, in the same order.
-        stopped: whether each report ended by TERM.
+        stopped: whether each report ended by TERM; None where nobody knows.
         words: the labeler and graph builder of the lexicon proxies; it remembers texts that it has seen.
     """
     rows = []
     endings = termination.termination_statistics(hypotheses, references, stopped)
     for hypothesis, reference, ending in zip(hypotheses, references, endings, strict=True):
+        counts = label_counts(words.labels(hypothesis), words.labels(reference))
         rows.append(
             np.concatenate(
                 [
                     bleu.bleu_statistics(hypothesis, reference),
                     bleu.bleu_statistics(hypothesis, reference, bleu.raw_tokens),
                     [rouge_l(rouge_tokens(hypothesis, stem), rouge_tokens(reference, stem)) for stem in (True, False)],
-                    lexicon.label_counts(words.labels(hypothesis), words.labels(reference)).ravel(),
-                    lexicon.graph_rewards(words.graph(hypothesis), words.graph(reference)),
+                    counts.ravel(),
+                    label_flags(counts),
+                    graph_rewards(words.graph(hypothesis), words.graph(reference)),
                     ending,
                 ]
             )
         )
-    return np.stack(rows)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(STATISTICS))
 
 
-def scores_from_statistics(total: np.ndarray, n: int) -> dict[str, float | None]:
-    """Every metric of a corpus of ``n`` reports from the sum of their statistics, (len(STATISTICS),)."""
-    parts, start = {}, 0
-    for name, columns in (
-        ("bleu", BLEU),
-        ("raw", RAW),
-        ("rouge", ROUGE),
-        ("labels", LABEL_COUNTS),
-        ("graph", GRAPH),
-        ("ending", termination.FLAGS),
-    ):
-        parts[name] = total[start : start + len(columns)]
-        start += len(columns)
-    scores = {f"bleu{order}": float(bleu.bleu_from_statistics(parts["bleu"], order)) for order in (4, 1, 2, 3)}
-    scores["bleu4_raw"] = float(bleu.bleu_from_statistics(parts["raw"]))
-    scores["rouge_l"], scores["rouge_l_unstemmed"] = (float(value) / n for value in parts["rouge"])
-    scores.update(lexicon.label_scores(parts["labels"].reshape(len(LABELS), len(lexicon.COUNTS))))
-    for level, value in zip(lexicon.LEVELS, parts["graph"], strict=True):
+def scores_from_statistics(total: np.ndarray, n: int, columns: Sequence[str] = STATISTICS) -> dict[str, float | None]:
+    """Every metric of a corpus of ``n`` reports from the sum of their statistics, (len(columns),).
+
+    Args:
+        total: sums over reports, or any weighted column sum.
+        n: number of reports, or the sum of the weights.
+        columns: what was summed: STATISTICS, followed by the columns of the scorers that were measured.
+    """
+    where = {name: index for index, name in enumerate(columns)}
+
+    def part(names: Sequence[str]) -> np.ndarray:
+        return np.asarray(total)[[where[name] for name in names]]
+
+    sums = part(BLEU)
+    scores: dict[str, float | None] = {
+        f"bleu{order}": float(bleu.bleu_from_statistics(sums, order)) for order in (4, 1, 2, 3)
+    }
+    scores["bleu4_raw"] = float(bleu.bleu_from_statistics(part(RAW)))
+    scores["rouge_l"], scores["rouge_l_unstemmed"] = (float(value) / n for value in part(ROUGE))
+    counts = part(LABEL_COUNTS).reshape(-1, len(COUNTS))
+    scores.update(label_scores(counts, "lexicon_label", part(LABEL_FLAGS), n))
+    for level, value in zip(LEVELS, part(GRAPH), strict=True):
         scores[f"lexicon_graph_{level}"] = float(value) / n
     scores["lexicon_graph_f1"] = scores["lexicon_graph_partial"]
-    scores.update(termination.termination_scores(parts["ending"], n))
+    scores.update(termination.termination_scores(part(termination.FLAGS), n))
+    for model in (radgraph, chexbert):
+        if model.COLUMNS[0] in where:
+            scores.update(model.scores(part(model.COLUMNS), n))
     return scores
 
 
-def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
+def score_reports(
+    hypotheses: Sequence[str | None],
+    references: Sequence[str | None],
+    words: "lexicon.Lexicon",
+    stopped: Sequence[bool | None] | None = None,
+    scorers: Sequence[Any] = (),
+) -> tuple[dict[str, float | None], np.ndarray, tuple[str, ...]]:
+    """Score paired texts, of whatever system.
+
+    Args:
+        hypotheses: generated reports; None and the empty text count as a report without words.
+        references: their references, in the same order.
+        words: the lexicon proxies' reader.
+        stopped: whether each report ended by itself; None when nobody knows: those rates are then None.
+        scorers: of :func:`dive.scores.assets.load_scorers`.
+
+    Returns:
+        metric -> value; the statistics, float64 (n, columns); the names of their columns.
+
+    Raises:
+        ValueError: the two sequences differ in length, or are empty.
+    """
+    if len(hypotheses) != len(references) or not references:
+        raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references: scores need a pair a report")
+    said, true = [text or "" for text in hypotheses], [text or "" for text in references]
+    parts = [report_statistics(said, true, stopped or [None] * len(said), words)]
+    parts += [scorer.statistics(said, true) for scorer in scorers]
+    columns = (*STATISTICS, *(name for scorer in scorers for name in scorer.columns))
+    statistics = np.concatenate(parts, axis=1)
+    return scores_from_statistics(statistics.sum(axis=0), len(said), columns), statistics, columns
+
+
+def align_generations(path: str, test: Sequence[str], left_out: Collection[str] = ()) -> dict[str, list]:
     """Read generations in the order of ``test``; the same studies for every method and seed, or none at all.
+
+    Studies ``left_out`` may be there: a method that reads no image also writes reports of those that cannot be read.
 
     Raises:
         ValueError: if a test study is missing or repeated, or the file holds others; counted, the first named.
@@ -119,7 +171,7 @@ def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
         if uid in rows:
             repeated.append(uid)
         rows[uid] = index
-    wanted = set(test)
+    wanted = {*test, *left_out}
     problems = {
         "missing": [uid for uid in test if uid not in rows],
         "repeated": repeated,
@@ -142,7 +194,16 @@ def summarise(values: Mapping[int, float | None], n: int) -> dict[str, Any]:
     return {"mean": mean, "sd": spread, "seeds": defined, "n": n}
 
 
-def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabulary: str, out: str) -> None:
+def score_method(
+    studies: str,
+    pool: str,
+    generations: Mapping[int, str],
+    vocabulary: str,
+    out: str,
+    vision: str | None = None,
+    scorers: Mapping[str, Any] | None = None,
+    remembered: str | None = None,
+) -> None:
     """Score all seeds of one method.
 
     Args:
@@ -152,12 +213,16 @@ def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabu
         vocabulary: the vocabulary of the lexicon proxies (CSV).
         out: folder that receives ``reports.parquet`` (a row a seed and study: statistics, no text) and
             ``summary.json`` (``metrics``: name -> {mean, sd, seeds: {seed: value}, n}, null where not measured;
-            ``conventions``; ``provenance``).
+            ``conventions``; ``provenance`` with the model-based scorers' archives, hashes and versions).
+        vision: folder of the vision features; its studies without a readable image are scored for no method.
+        scorers: settings of the model-based scorers (:func:`dive.scores.assets.located`); without them their metrics
+            are null.
+        remembered: folder in which they remember what they read.
 
     Raises:
         ValueError: if a generations file does not hold every test study exactly once, or a study has no reference.
     """
-    test = read_json(pool)["test"]
+    test = readable_pool(pool, vision)["test"]
     table = pq.read_table(studies, columns=["study_uid", "target"]).to_pydict()
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     missing = [uid for uid in test if not targets.get(uid)]
@@ -168,12 +233,12 @@ def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabu
         )
     references = [targets[uid] for uid in test]
     words = lexicon.Lexicon(vocabulary)
+    models = load_scorers(scorers or {}, remembered)
     tables, values = [], {}
     for seed, path in sorted((int(seed), path) for seed, path in generations.items()):
-        columns = align_generations(path, test)
+        columns = align_generations(path, test, studies_left_out(vision))
         hypotheses = [report or "" for report in columns["report"]]
-        statistics = report_statistics(hypotheses, references, columns["stopped"], words)
-        values[seed] = scores_from_statistics(statistics.sum(axis=0), len(test))
+        values[seed], statistics, names = score_reports(hypotheses, references, words, columns["stopped"], models)
         tables.append(
             pa.table(
                 {
@@ -181,32 +246,58 @@ def score_method(studies: str, pool: str, generations: Mapping[int, str], vocabu
                     "study_uid": pa.array(test, pa.string()),
                     "patient_uid": pa.array(columns["patient_uid"], pa.string()),
                     "n_tokens": pa.array(columns["n_tokens"], pa.int32()),
-                    **{name: statistics[:, index] for index, name in enumerate(STATISTICS)},
+                    **{name: statistics[:, index] for index, name in enumerate(names)},
+                    **label_classes(models, hypotheses, references),
                 }
             )
         )
-        empty = sum(not report.split() for report in hypotheses)
         log.info(
-            "seed %s: %d reports (%d empty), BLEU-4 %.2f, ROUGE-L %.2f, stop rate %.3f",
-            *(seed, len(test), empty, values[seed]["bleu4"], values[seed]["rouge_l"], values[seed]["stop_rate"]),
+            "seed %s: %d reports (%d empty), %s",
+            *(seed, len(test), sum(not report.split() for report in hypotheses)),
+            ", ".join(
+                f"{name} {values[seed][name]:.2f}"
+                for name in ("bleu4", "rouge_l", "stop_rate", "radgraph_f1", "radgraph_capped", "chexbert_f1")
+                if values[seed].get(name) is not None
+            ),
         )
-    names = next(iter(values.values()))
-    metrics: dict[str, Any] = {
-        name: summarise({seed: scores[name] for seed, scores in values.items()}, len(test)) for name in names
-    }
-    for name, why in ABSENT.items():
-        metrics[name] = {"mean": None, "sd": None, "seeds": {}, "n": 0, "why": why}
-    summary = {
-        "metrics": metrics,
-        "conventions": CONVENTIONS,
-        "provenance": {
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        pq.write_table(pa.concat_tables(tables), folder / "reports.parquet")
+        provenance = {
             "n": len(test),
             "patients": len(set(tables[0]["patient_uid"].to_pylist())),
             "seeds": list(values),
             **record(),
-        },
+        }
+        write_json(Path(folder) / "summary.json", summary_of(values, len(test), models, provenance))
+
+
+def label_classes(models: Sequence[Any], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, pa.Array]:
+    """CheXbert's four classes of every report and its reference, in the order of LABELS, where it was measured."""
+    return {
+        f"{model.name}_classes_{side}": pa.array(model.classes(texts).tolist(), pa.list_(pa.int8()))
+        for model in models
+        if hasattr(model, "classes")
+        for side, texts in (("hypothesis", hypotheses), ("reference", references))
     }
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        pq.write_table(pa.concat_tables(tables), folder / "reports.parquet")
-        write_json(Path(folder) / "summary.json", summary)
+
+
+def summary_of(
+    values: Mapping[int, Mapping[str, float | None]], n: int, models: Sequence[Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of ``summary.json`` from seed -> metric -> value."""
+    metrics: dict[str, Any] = {
+        name: summarise({seed: scores[name] for seed, scores in values.items()}, n)
+        for name in next(iter(values.values()))
+    }
+    for name, why in ABSENT.items():
+        metrics.setdefault(name, {"mean": None, "sd": None, "seeds": {}, "n": 0, "why": why})
+    conventions = dict(CONVENTIONS)
+    for model in models:
+        conventions.update(model.conventions)
+    scorers = {model.name: model.identity for model in models}
+    return {
+        "metrics": metrics,
+        "conventions": conventions,
+        "provenance": {**provenance, **({"scorers": scorers} if scorers else {})},
+    }

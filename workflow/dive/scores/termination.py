@@ -1,10 +1,13 @@
 """Does a report end, is it as long as it should be, does it repeat itself or its neighbours?
 
-A word is what stands between blanks. Every number is a sum or mean over reports of one row's values, so that
-a resample of reports is a weighted column sum.
+A word is what stands between blanks, case aside. Every number is a sum or mean over reports of one row's values, so
+that a resample of reports is a weighted column sum. (What is first or new in a report depends on the reports before
+it: unique reports and distinct n-grams are properties of the whole set, and a resample only reweighs them.)
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import isnan, nan
 
 OVER, UNDER = 1.5, 1 / 1.5
 """A report is over-long above OVER times its reference's words, under-long below UNDER times."""
@@ -18,6 +21,9 @@ FLAGS = (
     "premature_stop",
     "repeated_4grams",
     "first_occurrence",
+    "new_words",
+    "new_2grams",
+    "n_2grams",
 )
 """Columns of :func:`termination_statistics`."""
 
@@ -32,42 +38,58 @@ def repeated_ngrams(words: Sequence[str], n: int = 4) -> float:
 
 
 def termination_statistics(
-    hypotheses: Sequence[str], references: Sequence[str], stopped: Sequence[bool]
+    hypotheses: Sequence[str], references: Sequence[str], stopped: Sequence[bool | None]
 ) -> list[tuple[float, ...]]:
     """Return one row of FLAGS a report.
 
     Args:
         hypotheses: generated texts of one seed; the empty text is allowed.
         references: their references, in the same order.
-        stopped: whether the report ended by TERM and not by the limit on new tokens.
+        stopped: whether the report ended by TERM and not by the limit on new tokens; None where nobody knows, as for
+            the reports of another system: its flags are NaN.
 
     ``premature_stop`` is a report that ended by TERM and is under-long. ``first_occurrence`` is 1 for the first
-    report with a given text (case and blanks aside), so that its mean is the rate of unique reports.
+    report with a given text (case and blanks aside), so that its mean is the rate of unique reports. ``new_words`` and
+    ``new_2grams`` count what no report before had.
     """
-    rows, seen = [], set()
+    rows: list[tuple[float, ...]] = []
+    seen: set[str] = set()
+    vocabulary: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
     for hypothesis, reference, ended in zip(hypotheses, references, stopped, strict=True):
         words, expected = hypothesis.lower().split(), len(reference.split())
         over, under = len(words) > OVER * expected, len(words) < UNDER * expected
         text = " ".join(words)
         first = text not in seen
         seen.add(text)
-        rows.append((ended, len(words), expected, over, under, ended and under, repeated_ngrams(words), first))
-    return [tuple(float(value) for value in row) for row in rows]
+        new = {*words} - vocabulary
+        new_pairs = {*pairwise(words)} - pairs
+        vocabulary |= new
+        pairs |= new_pairs
+        ending = (nan, nan) if ended is None else (ended, ended and under)
+        row = (ending[0], len(words), expected, over, under, ending[1], repeated_ngrams(words), first)
+        rows.append(tuple(map(float, (*row, len(new), len(new_pairs), max(0, len(words) - 1)))))
+    return rows
 
 
-def termination_scores(total: Sequence[float], n: int) -> dict[str, float]:
-    """Rates in 0..1 of summed rows of FLAGS over ``n`` reports.
+def termination_scores(total: Sequence[float], n: int) -> dict[str, float | None]:
+    """Rates in 0..1 of summed rows of FLAGS over ``n`` reports; None where the rows do not know.
 
     ``length_ratio`` is the ratio of all generated to all reference words, as BLEU's brevity penalty sees it, not
-    the mean of ratios.
+    the mean of ratios. ``distinct_1`` and ``distinct_2`` are distinct words and word pairs over all of them (Li et al.,
+    2016): the higher, the more varied; they fall with the amount of text, so they compare systems on one test set.
     """
-    sums = dict(zip(FLAGS, total, strict=True))
+    sums = {name: None if isnan(value) else float(value) for name, value in zip(FLAGS, total, strict=True)}
     return {
-        "stop_rate": sums["stopped"] / n,
+        "stop_rate": None if sums["stopped"] is None else sums["stopped"] / n,
         "length_ratio": sums["n_words"] / sums["reference_words"] if sums["reference_words"] else 0.0,
         "over_length_rate": sums["over_length"] / n,
         "under_length_rate": sums["under_length"] / n,
-        "premature_stop_rate": sums["premature_stop"] / n,
+        "premature_stop_rate": None if sums["premature_stop"] is None else sums["premature_stop"] / n,
         "repeated_4gram_rate": sums["repeated_4grams"] / n,
         "unique_report_rate": sums["first_occurrence"] / n,
+        "distinct_1": sums["new_words"] / sums["n_words"] if sums["n_words"] else 0.0,
+        "distinct_2": sums["new_2grams"] / sums["n_2grams"] if sums["n_2grams"] else 0.0,
+        "words": sums["n_words"] / n,
+        "reference_words": sums["reference_words"] / n,
     }

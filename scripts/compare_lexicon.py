@@ -1,0 +1,14 @@
+"""Hold what the lexicon proxies read in synthetic references against the findings behind them."""
+
+from dive.progress import logged
+from dive.scores.agreement import compare_lexicon
+
+with logged(snakemake.log[0]):
+    datasets = snakemake.params.datasets
+    compare_lexicon(
+        studies=dict(zip(datasets, snakemake.input.studies, strict=True)),
+        truths=dict(zip(datasets, snakemake.input.truths, strict=True)),
+        vocabulary=snakemake.input.vocabulary,
+        out_json=snakemake.output.json,
+        out_md=snakemake.output.markdown,
+    )

@@ -1,0 +1,175 @@
+"""Weights of the model-based scores: where they lie, where they are from, and whether they are the expected ones.
+
+Jobs never download. ``make fetch-assets`` says what it would download, ``make fetch-assets DOWNLOAD=yes`` does it:
+files of the pinned revisions in ``workflow/resources/assets.json``, checked by size and hash, below ``assets/``. Run as
+a module it is ``python -m dive.scores.assets [--download] [names]``.
+"""
+
+import argparse
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dive.files import atomic_path, read_json, sha256, write_json
+
+MANIFEST = Path(__file__).resolve().parents[2] / "resources/assets.json"
+FOLDER = "assets"
+HUB = "hub"
+"""``scores.<scorer>.path: hub`` means the files that :func:`fetch` put below FOLDER."""
+
+
+class WeightsError(RuntimeError):
+    """Weights are absent or not what a scorer needs; the message names the file and the remedy."""
+
+
+def located(scores: Mapping[str, Any], folder: str = FOLDER) -> dict[str, dict[str, Any] | None]:
+    """The settings of every scorer with ``hub`` replaced by its place; None for one that is not measured."""
+    places = {"radgraph": f"{folder}/radgraph", "chexbert": f"{folder}/chexbert/chexbert.pth"}
+    return {
+        name: {**settings, "path": places[name] if settings["path"] == HUB else settings["path"]}
+        if settings["path"]
+        else None
+        for name, settings in scores.items()
+        if name in places
+    }
+
+
+def weight_files(settings: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+    """Scorer -> the file that holds its weights, for the scorers that :func:`located` has settings of."""
+    files = {}
+    if radgraph := settings.get("radgraph"):
+        files["radgraph"] = f"{radgraph['path']}/{radgraph['archive']}/weights.th"
+    if chexbert := settings.get("chexbert"):
+        files["chexbert"] = chexbert["path"]
+    return files
+
+
+def absent_weights(scores: Mapping[str, Any]) -> list[str]:
+    """A message for every scorer that is asked for and whose weights are not there."""
+    return [
+        f"scores.{name}.path: no weights at {file}; `make fetch-assets` says what it would download, "
+        "null leaves the score out"
+        for name, file in weight_files(located(scores)).items()
+        if not Path(file).is_file()
+    ]
+
+
+def load_scorers(settings: Mapping[str, Mapping[str, Any] | None], folder: str | None) -> list[Any]:
+    """The scorers that have weights, in the order of the table.
+
+    Args:
+        settings: of :func:`located`.
+        folder: where they remember what they read; None is nowhere.
+    """
+    scorers: list[Any] = []
+    if settings.get("radgraph"):
+        from dive.scores.radgraph import RadGraph
+
+        scorers.append(RadGraph(**settings["radgraph"], folder=folder))
+    if settings.get("chexbert"):
+        from dive.scores.chexbert import CheXbert
+
+        scorers.append(CheXbert(**settings["chexbert"], folder=folder))
+    return scorers
+
+
+def plan(manifest: Mapping[str, Any], names: Sequence[str], folder: str) -> Iterator[str]:
+    """Lines that say what a download would fetch, from where, how large, with which hash, and what is there."""
+    total = 0
+    for name in names:
+        asset = manifest["assets"][name]
+        target = Path(folder) / asset["target"]
+        there = target.is_file() or (target / "weights.th").is_file()
+        total += 0 if there else asset["bytes"]
+        yield f"{name}: {'is there, ' if there else ''}{target}"
+        yield f"  from    huggingface.co/{asset['repository']} at {asset['revision']}, file {asset['file']}"
+        yield f"  size    {asset['bytes'] / 1e6:,.0f} MB"
+        yield f"  sha256  {asset['sha256'] or 'not known to this project: it is printed after the download'}"
+        yield f"  used by {asset['used_by']}"
+        yield f"  needs   {asset['needs']}"
+    yield f"To download: {total / 1e6:,.0f} MB. {manifest['note']}"
+
+
+def fetch(name: str, asset: Mapping[str, Any], folder: str) -> str:
+    """Download one asset, check it, put it in its place; say what was done.
+
+    Raises:
+        WeightsError: size or hash are not the expected ones; nothing is left in place then.
+    """
+    from huggingface_hub import hf_hub_download
+
+    target = Path(folder) / asset["target"]
+    record = target.with_name(f"{target.name}.json")
+    if record.is_file():
+        return f"{name}: is there, {target}"
+    source = hf_hub_download(asset["repository"], asset["file"], revision=asset["revision"])
+    found = check(source, asset)
+    if asset["file"].endswith(".tar.gz"):
+        unpack(source, target)
+        fetch_encoder(read_json(target / "config.json")["dataset_reader"]["token_indexers"]["bert"]["model_name"])
+    else:
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+        fetch_encoder(asset["encoder"])
+    write_json(record, {**asset, "sha256": found})
+    return f"{name}: {target}, sha256 {found}" + ("" if asset["sha256"] else "; no hash was known to compare it with")
+
+
+def check(path: str | Path, asset: Mapping[str, Any]) -> str:
+    """Hash of a file, which must have the asset's size and hash where these are known.
+
+    Raises:
+        WeightsError: it has others.
+    """
+    size, found = Path(path).stat().st_size, sha256(path)
+    if asset["sha256"] and (size, found) != (asset["bytes"], asset["sha256"]):
+        raise WeightsError(
+            f"{asset['file']}: {size} bytes with sha256 {found}, expected {asset['bytes']} bytes with "
+            f"{asset['sha256']}. It is not used; remove it from the Hugging Face cache and fetch it again."
+        )
+    return found
+
+
+def unpack(archive: str | Path, target: str | Path) -> None:
+    """Unpack a tar archive; entries that would leave the folder, links to elsewhere and devices are refused."""
+    with atomic_path(target) as temporary, tarfile.open(archive, "r:gz") as files:
+        temporary.mkdir()
+        files.extractall(temporary, filter="data")
+        if not (temporary / "config.json").is_file():
+            raise WeightsError(f"{archive}: has no config.json at its top, so it is no RadGraph archive")
+
+
+def fetch_encoder(name: str) -> None:
+    """Put configuration and vocabulary of an encoder into the Hugging Face cache; its weights are in the archive."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(name, allow_patterns=["config.json", "vocab.txt", "tokenizer*", "special_tokens_map.json"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0 on success."""
+    manifest = read_json(MANIFEST)
+    parser = argparse.ArgumentParser(
+        prog="python -m dive.scores.assets", description="Weights of RadGraph and CheXbert."
+    )
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(manifest['assets'])}; default: {manifest['default']}")
+    parser.add_argument("--download", action="store_true", help="fetch them; without it they are only listed")
+    parser.add_argument("--folder", default=FOLDER, help="where they go (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    names = given.names or manifest["default"]
+    if unknown := [name for name in names if name not in manifest["assets"]]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(manifest['assets'])}")
+    if not given.download:
+        print(*plan(manifest, names, given.folder), "Nothing was downloaded: DOWNLOAD=yes does it.", sep="\n")
+        return 0
+    for name in names:
+        print(fetch(name, manifest["assets"][name], given.folder), flush=True)
+    print("Now `scores.radgraph.path: hub` and `scores.chexbert.path: hub` in config.yaml measure with them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
