@@ -110,7 +110,8 @@ $(VENV5)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 test-transformers5: $(VENV5)/.installed
-	OMP_NUM_THREADS=1 $(VENV5)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit
+	OMP_NUM_THREADS=1 $(VENV5)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit \
+	  --ignore tests/unit/test_chexbert.py --ignore tests/unit/test_radgraph.py # their packages need transformers 4
 
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json

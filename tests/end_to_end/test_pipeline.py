@@ -44,7 +44,7 @@ def test_the_table_has_every_row_and_no_invented_number(run: tuple[Project, str]
     methods = ["constant", "zero_shot", "icl", "live", "dive"]
     # The adapter of the second dataset is also tried on the first.
     assert [row["method"] for row in rows] == [*methods, "dive@synthetic-chexpert-plus", *methods]
-    assert rows[5]["title"] == "DIVE, trained on CheXpert Plus (synthetic)"
+    assert rows[5]["title"] == "DIVE from CheXpert Plus (synthetic)"
     for row in rows:
         assert row["bleu4"]
         # Their weights are not there: empty, never zero.

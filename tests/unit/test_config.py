@@ -45,12 +45,22 @@ def test_the_default_is_complete_and_plain(config: dict[str, Any]) -> None:
     assert resolved["methods"]["dive_no_teacher"]["loss"]["ce"] == resolved["methods"]["dive"]["loss"]["ce"]
 
 
+def test_a_method_of_another_module_inherits_what_all_methods_share(config: dict[str, Any]) -> None:
+    """MimIC and LoRA are `like: dive`: DIVE's own rank and state do not come along."""
+    methods = resolve(config)["methods"]
+    assert not {"rank", "state"} & set(methods["mimic"])
+    assert methods["mimic"]["epochs"] == methods["dive"]["epochs"]
+    assert (methods["dive_shuffled"]["state"], methods["dive"]["state"]) == ("shuffled", "own")
+    config["methods"]["other"] = {"like": "live", "module": "dive", "rank": 2, "state": "own"}
+    assert "lr_a" not in resolve(config)["methods"]["other"]["optimiser"]
+
+
 def test_a_transfer_is_the_method_with_the_place_of_its_training(config: dict[str, Any]) -> None:
     resolved = resolve(config)
     entry = resolved["methods"]["dive@synthetic-chexpert-plus"]
     assert entry == {**resolved["methods"]["dive"], "trained_on": "synthetic-chexpert-plus"}
     assert resolved["presentation"]["methods"]["dive@synthetic-chexpert-plus"] == {
-        "title": "DIVE, trained on CheXpert Plus (synthetic)",
+        "title": "DIVE from CheXpert Plus (synthetic)",
         "group": "transfer",
     }
 
@@ -79,6 +89,10 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ("methods.dive.rnak", 4, "methods.dive.rnak: unknown key; did you mean rank?"),
         ("methods.dive.like", "dive_static", "methods.dive.like: 'dive' inherits from itself"),
         ("methods.dive_static.like", "dvie", "methods.dive_static.like: 'dvie' is unknown; did you mean dive?"),
+        ("methods.icv.scales", [], "methods.icv.scales: must have at least 1 item"),
+        ("methods.lora.dropout", 2, "methods.lora.dropout: must be less than or equal to 1"),
+        ("methods.mimic.rank", 3, "methods.mimic.rank: unknown key"),
+        ("methods.dive.state", "other", "methods.dive.state: must be 'own' or 'shuffled'"),
         ("methods.live.module", "no_such", "methods.live: kind must be constant, prompt or steering"),
         ("methods.icl.demonstrations", "some", 'methods.icl.demonstrations: must be a valid boolean, not "some"'),
         ("methods.a b", {"like": "dive"}, "methods.a b: a name becomes a folder"),

@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.loading import load_backbone
+from dive.config import resolve
 from dive.steering import attach
 from dive.steering.attach import Steering
 from dive.steering.attention import AttentionShape, look_inside
 from dive.steering.base import Intervention, build_intervention
 from dive.steering.recording import Recording
+from tests.project import ROOT
 from tests.unit.tiny_models import FAMILIES, REPORTS
 
 MIMIC = {"module": "mimic", "layers": "all", "positions": "all"}
@@ -239,6 +242,23 @@ def test_lora_drops_inputs_in_training_only(backbone, inside):
     assert torch.equal(site(x, y), site(x, y))
     site.train()
     assert not torch.equal(site(x, y), site(x, y))
+
+
+def test_initial_values_and_settings_are_the_published_ones():
+    shape = AttentionShape(28, 4, 128, {"q": (3584, 3584)})
+    site = build_intervention(MIMIC, 1, 3584, 0, lambda: shape).layers["0"]
+    assert float(site.v.detach().std()) == pytest.approx(0.001, rel=0.05)
+    assert float(site.w.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not site.b.any()
+    methods = resolve(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))["methods"]
+    assert methods["mimic"]["optimiser"]["lr"] == 5e-3
+    assert methods["mimic"]["loss"] == {"kd": 0.0, "ce": 0.5, "hidden": 1.0, "temperature": 1.0}
+    assert methods["mimic"]["positions"] == methods["lora"]["positions"] == "all"
+    lora = methods["lora"]
+    assert (lora["rank"], lora["alpha"], lora["dropout"], lora["optimiser"]["lr"]) == (16, 32, 0.05, 5e-4)
+    assert (lora["loss"]["kd"], lora["loss"]["hidden"]) == (0, 0)
+    assert (lora["weights"]["pathology"], lora["weights"]["eos"]) == (1, 1)
+    assert methods["icv"]["scales"] == [0.1]
 
 
 def published(family):

@@ -526,7 +526,7 @@ def add_transfers(config: dict[str, Any]) -> None:
         name, at, dataset = entry.partition("@")
         if at:
             config["methods"][entry] = {**config["methods"][name], "trained_on": dataset}
-            title = f"{shown['methods'][name]['title']}, trained on {shown['datasets'][dataset]['title']}"
+            title = f"{shown['methods'][name]['title']} from {shown['datasets'][dataset]['title']}"
             shown["methods"][entry] = {"title": title, "group": "transfer"}
 
 
