@@ -81,6 +81,7 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "score": pairs * 10,
         "probe_world": pairs,
         "accept_world": 1,
+        "compare_lexicon": 1,
         "tabulate": 1,
         "plot": 1,
         "report": 1,
