@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show fetch-assets reference test check format schema rulegraph lock clean
+.PHONY: help install reproduce show test check format schema rulegraph lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +58,7 @@ reproduce: install
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
 
+.PHONY: fetch-assets reference
 fetch-assets: install
 	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
 
