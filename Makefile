@@ -1,6 +1,6 @@
 # `make reproduce` goes from a bare machine to the paper's main table, `make test` from a bare machine to the tests.
 #
-#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make reproduce    takes torch from another index (here the CPU build)
+#   TORCH_INDEX=<url> make reproduce    takes torch from another index, for example one of CPU builds
 #   CORES=2 make reproduce                                             uses fewer cores than there are
 #   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
 
@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema rulegraph lock clean
+.PHONY: help install reproduce show test check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,7 +30,7 @@ help:
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
-	@echo "make rulegraph   draw the graph of the rules (needs Graphviz)"
+	@echo "make readme      put rule graph, table, acceptance and costs of the last run into README.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
 
 # The stamps make a second call quick: the environment is brought up to date only when the lock has changed.
@@ -52,7 +52,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
 install: $(VENV)/.installed
 
 reproduce: install
-	snakemake --cores $(CORES) --no-hooks $(OPTIONS)
+	snakemake --cores $(CORES) --no-hooks --quiet reason host $(OPTIONS)
 	@$(MAKE) --no-print-directory show
 
 show: install
@@ -86,8 +86,8 @@ test: install check reference
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json
 
-rulegraph: install
-	snakemake --rulegraph dot | dot -Tsvg > workflow/report/rulegraph.svg
+readme: install
+	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme README.md results $(EXPERIMENTS)
 
 lock: install
 	{ grep '^#' requirements.lock; python -m pip freeze --all --exclude-editable \

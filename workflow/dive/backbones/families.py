@@ -16,12 +16,14 @@ class Family:
         expansion: what the placeholder becomes, with one image token (repeated later).
         token_types: the model attends to the tokens of one image in both directions and is told which they are.
         rotary_3d: positions are (temporal, height, width) triples (M-RoPE, Qwen2-VL, 2409.12191).
+        masks_by_layer_type: ready attention masks are given as a mapping from layer type; else as one tensor.
     """
 
     placeholder: str
     expansion: str
     token_types: bool = False
     rotary_3d: bool = False
+    masks_by_layer_type: bool = True
 
 
 def family_of(model_type: str, tokenizer: Any) -> Family:
@@ -36,7 +38,7 @@ def family_of(model_type: str, tokenizer: Any) -> Family:
     if model_type == "qwen2_5_vl":
         return Family("<|image_pad|>", "<|image_pad|>", rotary_3d=True)
     if model_type == "llava":
-        return Family("<image>", "<image>")
+        return Family("<image>", "<image>", masks_by_layer_type=False)
     raise ValueError(
         f"model_type {model_type!r} is not supported; known: gemma3, qwen2_5_vl, llava (dive/backbones/families.py)"
     )
