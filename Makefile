@@ -4,6 +4,9 @@
 #   CORES=2 make reproduce                                             uses fewer cores than there are
 #   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
 
+# The lock holds transformers 4.57; the model code also runs on 5, and `make test-transformers5` tests that.
+TRANSFORMERS5 ?= 5.23.0
+
 PYTHON ?= python3.11
 VENV ?= .venv
 CORES ?= all
@@ -19,12 +22,16 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show test check format schema readme lock clean
+.PHONY: help install reproduce show pdf check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
+	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
+	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
+	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
+	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
 	@echo "make reference   the packages that tests compare scores with, in a folder of their own"
 	@echo "make check       lint and format checks only"
@@ -58,9 +65,17 @@ reproduce: install
 show: install
 	@python -m dive.reporting.summary results $(EXPERIMENTS)
 
-.PHONY: fetch-assets reference
+check-data: install
+	@python -m dive.data.check $(OPTIONS)
+
+bench-data: install
+	python -m tests.benchmarks.data
+
 fetch-assets: install
 	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+
+pdf: install
+	@python -m dive.reporting.latex results/tables
 
 check: install
 	ruff check .
@@ -83,6 +98,20 @@ reference: $(VENV)/.reference
 test: install check reference
 	OMP_NUM_THREADS=1 python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
 
+VENV5 := $(VENV)-transformers5
+
+$(VENV5)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV5)
+	grep -v -E '^(transformers|tokenizers|huggingface_hub)==' requirements.lock > $(VENV5)/requirements.txt
+	$(VENV5)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  --requirement $(VENV5)/requirements.txt transformers==$(TRANSFORMERS5)
+	$(VENV5)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-transformers5: $(VENV5)/.installed
+	OMP_NUM_THREADS=1 $(VENV5)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit
+
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json
 
@@ -95,4 +124,4 @@ lock: install
 	mv .requirements.tmp requirements.lock
 
 clean:
-	rm -rf $(VENV) .snakemake data/synthetic-* data/truth models results logs benchmarks
+	rm -rf $(VENV) $(VENV5) .snakemake data/synthetic-* data/truth models results logs benchmarks

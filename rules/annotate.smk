@@ -2,23 +2,24 @@
 
 
 rule annotate:
-    """Find the spans of pathology in every report by the vocabulary."""
+    """Find the decisive spans of every report by an annotator."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
-        vocabulary="workflow/resources/vocabulary.csv",
+        vocabulary=vocabulary_of,
+        annotations=annotations_of,
     output:
-        "results/annotations/{dataset}/spans.parquet",
+        "results/annotations/{dataset}/{annotator}/spans.parquet",
     log:
-        "logs/annotate/{dataset}.log",
+        "logs/annotate/{dataset}/{annotator}.log",
     benchmark:
-        "benchmarks/annotate/{dataset}.tsv"
+        "benchmarks/annotate/{dataset}/{annotator}.tsv"
     threads: 1
     resources:
         mem_mb=2000,
     params:
-        settings=lookup(dpath="annotation", within=config),
-        code=code_version("scripts/annotate.py"),
+        settings=annotator_for,
+        code=code_of_annotator("scripts/annotate.py"),
     message:
-        "{wildcards.dataset}: annotating decisive spans"
+        "{wildcards.dataset}: annotating decisive spans by {wildcards.annotator}"
     script:
         "../scripts/annotate.py"

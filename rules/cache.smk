@@ -1,4 +1,4 @@
-"""What is computed once and read by every method: features of the images, states of the teacher."""
+"""What is computed once and read by every method: features of the images, states of the teacher and of its layers."""
 
 
 rule cache_vision:
@@ -20,6 +20,7 @@ rule cache_vision:
         gpu=gpus,
     params:
         backbone=backbone_for("vision"),
+        max_unreadable=lookup(dpath="datasets/{dataset}/selection/max_unreadable", within=config),
         code=code_version("scripts/cache_vision.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}: caching vision features"
@@ -52,3 +53,30 @@ rule cache_teacher:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}: caching the teacher"
     script:
         "../scripts/cache_teacher.py"
+
+
+rule cache_layers:
+    """Keep the states of all the teacher's layers, where a method averages or aligns them; the log says how many bytes."""
+    input:
+        studies="results/splits/{dataset}/studies.parquet",
+        demonstrations="results/demonstrations/{dataset}/k{shots}/seed{seed}.json",
+        vision="results/vision/{dataset}/{backbone}",
+        model=built_backbone,
+    output:
+        directory("results/layers/{dataset}/{backbone}/k{shots}/seed{seed}"),
+    log:
+        "logs/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}.log",
+    benchmark:
+        "benchmarks/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory,
+        gpu=gpus,
+    params:
+        backbone=backbone_for("teacher"),
+        max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
+        code=code_version("scripts/cache_layers.py"),
+    message:
+        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}: caching the teacher's layers"
+    script:
+        "../scripts/cache_layers.py"

@@ -6,9 +6,11 @@ rule distill:
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
-        spans="results/annotations/{dataset}/spans.parquet",
+        spans=spans_of,
         vision="results/vision/{dataset}/{backbone}",
         teacher=teacher_of,
+        layers=layers_of,
+        demonstrations=fitted_demonstrations,
         model=built_backbone,
     output:
         directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),

@@ -17,7 +17,7 @@ rule generate:
     benchmark:
         "benchmarks/generate/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=any_of(methods_of("prompt", "steering")),
+        method=any_of([*methods_of("prompt", "steering"), *TRANSFERS]),
     retries: 0
     threads: 1
     resources:

@@ -7,6 +7,8 @@ rule score:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
         generations=generations_of,
+        # Says which studies have no readable image, so that rows that read none are scored on the same.
+        vision="results/vision/{dataset}/{backbone}",
         vocabulary="workflow/resources/vocabulary.csv",
         weights=list(weight_files(SCORERS).values()),
     output:
@@ -30,6 +32,32 @@ rule score:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}: scoring"
     script:
         "../scripts/score.py"
+
+
+rule compare:
+    """Intervals and paired tests of the methods of a dataset and backbone: resampling of patients and seeds."""
+    input:
+        reports=compared_scores("reports.parquet"),
+        summaries=compared_scores("summary.json"),
+    output:
+        "results/comparisons/{experiment}/{dataset}/{backbone}.json",
+    log:
+        "logs/compare/{experiment}/{dataset}/{backbone}.log",
+    benchmark:
+        "benchmarks/compare/{experiment}/{dataset}/{backbone}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        methods=compared_methods,
+        ours=compared_ours,
+        contrasts=compared_contrasts,
+        settings={key: config["significance"][key] for key in ("resamples", "alpha", "seed")},
+        code=code_version("scripts/compare.py"),
+    message:
+        "{wildcards.experiment}, {wildcards.dataset}, {wildcards.backbone}: comparing methods"
+    script:
+        "../scripts/compare.py"
 
 
 rule probe_world:

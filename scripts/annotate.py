@@ -1,12 +1,12 @@
-"""Find the spans of pathology in every report."""
+"""Find the decisive spans of every report by an annotator."""
 
-from dive.annotation.vocabulary import annotate_studies
+from dive.annotation.annotate import annotate_studies
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
     annotate_studies(
         studies=snakemake.input.studies,
-        vocabulary=snakemake.input.vocabulary,
         settings=snakemake.params.settings,
+        files={name: snakemake.input[name][0] for name in ("vocabulary", "annotations") if snakemake.input[name]},
         out=snakemake.output[0],
     )

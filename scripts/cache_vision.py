@@ -10,4 +10,5 @@ with logged(snakemake.log[0]):
         pool=snakemake.input.pool,
         root=snakemake.input.root,
         out=snakemake.output[0],
+        max_unreadable=snakemake.params.max_unreadable,
     )

@@ -16,6 +16,8 @@ with logged(snakemake.log[0]):
         spans=snakemake.input.spans,
         vision=snakemake.input.vision,
         teacher=snakemake.input.teacher or None,
+        layers=snakemake.input.layers or None,
+        demonstrations=snakemake.input.demonstrations or None,
         training={**snakemake.params.training, **resources},
         seed=int(snakemake.wildcards.seed),
         out=snakemake.output[0],

@@ -11,6 +11,7 @@ with logged(snakemake.log[0]):
         pool=snakemake.input.pool,
         generations=dict(zip(snakemake.params.seeds, snakemake.input.generations, strict=True)),
         vocabulary=snakemake.input.vocabulary,
+        vision=snakemake.input.vision,
         scorers=snakemake.params.scorers,
         remembered=snakemake.params.remembered,
         out=Path(snakemake.output.summary).parent,

@@ -9,8 +9,9 @@ with logged(snakemake.log[0]):
     write_tables(
         scores={
             tuple(row): str(Path(summary).parent)
-            for row, summary in zip(snakemake.params.rows, snakemake.input, strict=True)
+            for row, summary in zip(snakemake.params.rows, snakemake.input.scores, strict=True)
         },
+        comparisons=dict(zip(map(tuple, snakemake.params.pairs), snakemake.input.comparisons, strict=True)),
         layout=snakemake.params.layout,
         out_tex=snakemake.output.tex,
         out_csv=snakemake.output.csv,

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from dive.annotation.alignment import mark_tokens, require_fast
+from dive.annotation.weights import token_weights
+from dive.backbones.families import Family
+from dive.backbones.prompts import PromptBuilder
 
 CORPUS = [
     "There is a small left pleural effusion. No pneumothorax is seen; the heart size is normal.",
@@ -154,6 +157,75 @@ def test_truncation_marks_what_is_left():
     assert mark_tokens([], [(3, 11)], text).shape == (0,)
     assert mark_tokens(offsets, [], text).tolist() == [False] * 3
     assert mark_tokens(offsets, [(3, 11)], text).dtype == np.bool_
+
+
+PATHOLOGY = ("pleural effusion", "pneumothorax", "Ground-glass opacities", "nodule", "Atelectasis", "edema")
+
+
+class Specials:
+    """A chat in each family's own special tokens, as `PromptBuilder` needs it, without images."""
+
+    def __init__(self, family):
+        from transformers import PreTrainedTokenizerFast
+
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=FAMILIES[family])
+        self.tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<turn>", "<end>", "<img>"], "pad_token": "<pad>"}
+        )
+        self.tokenizer.chat_template = (
+            "{% for m in messages %}<turn>{{ m.role }}\n{% for part in m.content %}"
+            "{% if part.type == 'image' %}<img>{% else %}{{ part.text }}{% endif %}{% endfor %}<end>\n{% endfor %}"
+            "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+        )
+        self.term = self.tokenizer.convert_tokens_to_ids("<end>")
+
+    def builder(self):
+        image = self.tokenizer.convert_tokens_to_ids("<img>")
+        return PromptBuilder(self.tokenizer, Family("<img>", "<img>"), image, {self.term}, "Describe.")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def chat(request):
+    return Specials(request.param)
+
+
+@pytest.mark.parametrize("text", CORPUS[:3])
+def test_the_rendered_chat_has_the_report_s_spans_and_the_terminator_by_index(chat, text):
+    """Offsets come from the whole chat; TERM is the last label, in no span, and weighted by its place alone."""
+    spans = [(at, at + len(word)) for word in PATHOLOGY if (at := text.find(word)) >= 0]
+    prompt = chat.builder().render("q", {"q": 3}, report=text)
+    assert prompt.labels[-1] == chat.term
+    assert prompt.n_labels == len(prompt.offsets) + 1
+    seen = {place for start, end in prompt.offsets for place in range(start, end)}
+    assert all(place in seen or text[place].isspace() for place in range(len(text)))
+    marked = mark_tokens(prompt.offsets, spans, text)
+    assert marked.tolist() == brute_force(prompt.offsets, spans, text)
+    covered = {place for (a, b), mark in zip(prompt.offsets, marked, strict=True) if mark for place in range(a, b)}
+    assert all(place in covered or text[place].isspace() for start, end in spans for place in range(start, end))
+    weights = token_weights(marked, prompt.complete, 3, 10)
+    assert weights[-1] == 10
+    assert set(weights[:-1]) <= {1.0, 3.0}
+
+
+def test_a_cut_report_marks_what_is_left_and_has_no_terminator(chat):
+    text = CORPUS[0]
+    whole = chat.builder().render("q", {"q": 3}, report=text)
+    spans = [(at, at + len(word)) for word in PATHOLOGY if (at := text.find(word)) >= 0]
+    marked = mark_tokens(whole.offsets, spans, text)
+    for limit in range(1, len(whole.offsets) + 1):
+        prompt = chat.builder().render("q", {"q": 3}, report=text, max_report_tokens=limit)
+        assert prompt.labels == whole.labels[: limit + (limit == len(whole.offsets))]
+        found = mark_tokens(prompt.offsets, spans, text)
+        assert found.tolist() == marked[:limit].tolist()
+        assert len(token_weights(found, prompt.complete, 3, 10)) == prompt.n_labels
+        assert prompt.complete == (limit == len(whole.offsets))
+
+
+def test_a_slow_tokenizer_is_refused_before_any_prompt():
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(ValueError, match=r"fast tokenizer is needed.*offsets"):
+        PromptBuilder(ByT5Tokenizer(), Family("<img>", "<img>"), 0, {1}, "Describe.")
 
 
 def test_places_outside_the_text_are_refused():

@@ -86,7 +86,7 @@ def test_views(tmp_path):
     tree.image(3, 1, "view1_lateral", frontal_lateral="", ap_pa="")
     reading = read(tree.write(), {})
     assert reading.studies["views"].tolist() == [["FRONTAL"], ["AP"], ["LATERAL"]]
-    assert reading.notes["images_without_view"] == 2
+    assert reading.notes["images_without_view"] == 1  # of a lateral image ap_pa says nothing
 
 
 def test_labels_by_study_from_json_lines(tmp_path):
@@ -103,6 +103,20 @@ def test_labels_by_study_from_json_lines(tmp_path):
     assert studies.loc[2, list(LABELS)].isna().all()
     assert reading.notes["studies_without_labels"] == 1
     assert reading.notes["label_rows_without_study"] == 1
+
+
+def test_rows_and_labels_that_repeat_or_differ_are_counted(tmp_path):
+    tree = ChexpertTree(tmp_path).image(1, 1).image(1, 1, ap_pa="AP").image(1, 1, "view2_frontal").image(2, 1)
+    tree.label("train/patient00001/study1/view1_frontal.jpg", Edema=1)
+    tree.label("train/patient00001/study1/view2_frontal.jpg", Edema=0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg", Edema=0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg", Edema=0.0)
+    tree.label("train/patient00002/study1/view1_frontal.jpg")
+    reading = read(tree.write(), {})
+    assert reading.notes["repeated_rows"] == 1
+    assert reading.notes["studies_whose_labels_differ"] == 1
+    assert reading.studies["views"].tolist() == [["PA", "PA"], ["PA"]]
+    assert reading.studies["Edema"].tolist() == [1.0, 0.0]
 
 
 def test_labels_as_one_list_and_broken_labels(tmp_path):

@@ -38,10 +38,21 @@ def test_the_default_is_complete_and_plain(config: dict[str, Any]) -> None:
     resolved = resolve(config)
     assert json.loads(json.dumps(resolved)) == resolved
     assert resolved["methods"]["dive_static_uniform"]["rank"] == 0
-    assert resolved["methods"]["dive_static_uniform"]["weights"] == {"pathology": 1.0, "eos": 1.0}
+    weights = resolved["methods"]["dive_static_uniform"]["weights"]
+    assert weights == {"pathology": 1.0, "eos": 1.0, "source": None, "exponent": 1.0, "level": 0.1}
     assert resolved["methods"]["dive_static_uniform"]["optimiser"] == resolved["methods"]["dive"]["optimiser"]
     assert resolved["methods"]["dive_no_teacher"]["loss"]["kd"] == 0
     assert resolved["methods"]["dive_no_teacher"]["loss"]["ce"] == resolved["methods"]["dive"]["loss"]["ce"]
+
+
+def test_a_transfer_is_the_method_with_the_place_of_its_training(config: dict[str, Any]) -> None:
+    resolved = resolve(config)
+    entry = resolved["methods"]["dive@synthetic-chexpert-plus"]
+    assert entry == {**resolved["methods"]["dive"], "trained_on": "synthetic-chexpert-plus"}
+    assert resolved["presentation"]["methods"]["dive@synthetic-chexpert-plus"] == {
+        "title": "DIVE, trained on CheXpert Plus (synthetic)",
+        "group": "transfer",
+    }
 
 
 def test_presentation_is_apart(config: dict[str, Any]) -> None:
@@ -66,13 +77,15 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
     [
         ("methods.dive.rank", -1, "methods.dive.rank: must be greater than or equal to 0, not -1"),
         ("methods.dive.rnak", 4, "methods.dive.rnak: unknown key; did you mean rank?"),
-        ("methods.dive.loss.hidden", 1.0, "methods.dive.loss.hidden: needs the teacher's states of all layers"),
         ("methods.dive.like", "dive_static", "methods.dive.like: 'dive' inherits from itself"),
         ("methods.dive_static.like", "dvie", "methods.dive_static.like: 'dvie' is unknown; did you mean dive?"),
-        ("methods.live.module", "mimic", "methods.live: kind must be constant, prompt or steering"),
+        ("methods.live.module", "no_such", "methods.live: kind must be constant, prompt or steering"),
         ("methods.icl.demonstrations", "some", 'methods.icl.demonstrations: must be a valid boolean, not "some"'),
         ("methods.a b", {"like": "dive"}, "methods.a b: a name becomes a folder"),
         ("grids.main.methods", ["dive", "dive"], "grids.main.methods.1: 'dive' is there twice"),
+        ("grids.main.methods", ["dvie@synthetic-mimic-cxr"], "'dvie' is not among methods; did you mean dive?"),
+        ("grids.main.methods", ["dive@synthetic-mimic"], "'synthetic-mimic' is not among datasets; did you mean synth"),
+        ("grids.main.methods", ["icl@synthetic-mimic-cxr"], "'icl' is not trained, so that nothing of it can be"),
         ("grids.main.backbones", ["tiny-gemma"], "did you mean tiny-gemma3?"),
         ("experiments", ["mian"], "experiments.0: 'mian' is not among grids; did you mean main?"),
         ("seeds", [0, 0], "seeds.1: 0 is there twice"),
@@ -89,6 +102,16 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ("datasets.synthetic-mimic-cxr.selection.min_words", 301, "selection.min_words: must not exceed max_words"),
         ("backbones.tiny-gemma3.path", "x", "path: must be models/tiny-gemma3"),
         ("backbones.tiny-gemma3.device", "gpu", "backbones.tiny-gemma3.device: must match pattern"),
+        (
+            "annotation.annotator",
+            "scispacy",
+            "annotation.scispacy.path: must be the folder of a pipeline, as annotation.an",
+        ),
+        ("analysis.annotators", ["tarot"], "analysis.annotators.0: must be 'vocabulary', 'scispacy'"),
+        ("annotation.union", ["idf", "union"], "annotation.union: cannot hold itself"),
+        ("analysis.method", "icl", "analysis.method: 'icl' has no weights"),
+        ("methods.dive.weights.source", "tarot", "methods.dive.weights.source: must be 'vocabulary', 'scispacy'"),
+        ("methods.dive.weights.eos", 0, "methods.dive.weights.eos: must be greater than 0, not 0"),
         ("methods.dive.loss", {"kd": 0, "ce": 0, "hidden": 0}, "nothing would be learned"),
     ],
 )

@@ -14,6 +14,7 @@ from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.distillation import training as training_module
 from dive.distillation.cache import cache_teacher, render_supervised
+from dive.distillation.relevance import relevance_of
 from dive.distillation.training import Run, Student, batches_of_epoch, distill, learning_rate_factor, supervise
 from dive.shards import Shards
 from dive.steering.adapters import load_adapter
@@ -334,6 +335,72 @@ def test_the_state_that_is_best_on_validation_is_kept(world):
 def test_every_method_trains(world, method):
     rows = rows_of(world.distill("other", method) / "validation.csv")
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+
+
+SOURCES = {
+    "random": {"pathology": 3, "eos": 10, "source": "random"},
+    "power_law": {"pathology": 1, "eos": 10, "source": "power_law", "exponent": 1.0, "level": 0.1},
+    "surprisal": {"pathology": 1, "eos": 10, "source": "surprisal", "exponent": 1.0, "level": 0.1},
+    "value_at_risk": {"pathology": 1, "eos": 10, "source": "value_at_risk", "exponent": 1.0, "level": 0.5},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_of_weights_trains(world, source):
+    out = world.distill(f"by_{source}", {**DIVE, "weights": SOURCES[source]})
+    rows = rows_of(out / "validation.csv")
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+    for row in rows_of(out / "training.csv"):
+        assert row["share_other"] + row["share_pathology"] + row["share_term"] == pytest.approx(1, abs=1e-5)
+
+
+def test_random_tokens_are_as_many_as_decisive_ones(world):
+    rows = zip(world.uids, world.prompts, training_module.spans_of(world.study.spans, world.uids), strict=True)
+    differ = 0
+    for uid, prompt, spans in rows:
+        own, control = (
+            supervise(prompt, spans, world.study.targets[uid], {"pathology": 3, "eos": 10, "source": source}, seed=1)
+            for source in (None, "random")
+        )
+        assert own.sums == control.sums
+        assert own.marked.sum() == control.marked.sum() > 0
+        assert control.weights[-1] == 10
+        differ += not torch.equal(own.weights, control.weights)
+    assert differ > len(world.uids) // 2
+
+
+def test_the_value_at_risk_is_that_of_the_effective_batch(world):
+    """Exact under accumulation: the threshold is over all reports of the batch, TERM is always kept."""
+    method = {**DIVE, "weights": SOURCES["value_at_risk"]}
+    rows = [0, 3, 1, 4]
+    outcomes = []
+    for micro_batch in (2, 4):
+        run = world.run(method, micro_batch, intervention=awake(DIVE, world))
+        chosen = run.supervision_of(rows)
+        predictions = run.student(rows)
+        losses = F.cross_entropy(world.backbone.head(predictions.states), predictions.labels, reduction="none")
+        losses = losses.detach().split([run.lengths[row] for row in rows])
+        threshold = torch.cat([of_one[:-1] for of_one in losses]).quantile(0.5, interpolation="lower")
+        for of_one, supervision in zip(losses, chosen, strict=True):
+            assert supervision.weights[-1] == 10
+            assert supervision.weights[:-1].tolist() == (of_one[:-1] >= threshold - 1e-5).float().tolist()
+            assert sum(supervision.sums) == pytest.approx(float(supervision.weights.sum()))
+        outcomes.append(run.accumulate_gradient(rows))
+        run.student.steering.detach()
+    assert outcomes[0] == pytest.approx(outcomes[1], abs=1e-5)
+
+
+def test_surprisal_is_the_zero_shot_loss(world):
+    weights = {**SOURCES["surprisal"], "exponent": 2.0}
+    queries = world.prompts[: len(world.study.members["queries"])]
+    relevance = relevance_of(weights, queries, world.backbone, world.features, batch_size=4)
+    losses = []
+    for prompt in queries:
+        logits = world.backbone.head(plain_hidden(world, prompt)[prompt.prompt_length - 1 :])
+        losses.append(F.cross_entropy(logits, torch.tensor(prompt.labels), reduction="none")[:-1].square())
+    mean = float(torch.cat(losses).mean())
+    for found, expected in zip(relevance, losses, strict=True):
+        assert found.tolist() == pytest.approx((expected / mean).tolist(), abs=1e-4)
 
 
 def test_without_distillation_no_teacher_is_needed(world):

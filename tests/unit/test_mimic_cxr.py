@@ -149,6 +149,63 @@ def test_reports_that_cannot_be_used_are_listed(tmp_path):
     assert reading.studies["study_uid"].tolist() == ["s50000004"]
 
 
+def test_files_that_no_table_names_are_counted(tmp_path, caplog):
+    root = MimicTree(tmp_path).study().study(50000002, text=False).write("folder")
+    group = root / "mimic-cxr-reports/files/p10"
+    (group / "p10000001/s59999999.txt").write_text(report())
+    (group / "p10000077").mkdir()
+    (group / "p10000077/s59999998.txt").write_text(report())
+    (root / "files/p10/p10000001/s59999997").mkdir()
+    (root / "files/p10/p10000001/notes.txt").write_text("not a report")
+    reading = read(root, {})
+    assert reading.notes["stray_reports"] == 2
+    assert reading.notes["stray_study_folders"] == 1
+    assert "2 reports are named by no table, s59999998 the first" in caplog.text
+    assert reading.studies["study_uid"].tolist() == ["s50000001"]
+
+
+@pytest.mark.parametrize("reports", ["beside", "zip"])
+def test_strays_in_every_layout(tmp_path, reports):
+    tree = MimicTree(tmp_path).study()
+    tree.reports["p10/p10000001/s59999999.txt"] = report().encode()
+    notes = read(tree.write(reports), {}).notes
+    assert (notes["stray_reports"], notes["stray_study_folders"]) == (1, 0)
+
+
+def test_a_report_that_cannot_be_read_is_listed(tmp_path):
+    root = MimicTree(tmp_path).study().study(50000002, 10000002).write("beside")
+    path = root / "files/p10/p10000002/s50000002.txt"
+    path.unlink()
+    path.mkdir()
+    assert excluded(read(root, {})) == {"s50000002": "unreadable_report"}
+
+
+def test_a_report_damaged_in_the_zip_is_listed(tmp_path):
+    text = report("The lungs are clear and this is the one.")
+    root = MimicTree(tmp_path).study().study(50000002, 10000002, text=text).write("zip")
+    archive = root / "mimic-cxr-reports.zip"
+    content = archive.read_bytes()
+    assert content.count(b"this is the one") == 1
+    archive.write_bytes(content.replace(b"this is the one", b"this is the two"))
+    assert excluded(read(root, {})) == {"s50000002": "unreadable_report"}
+
+
+@pytest.mark.parametrize("name", ["metadata", "split", "chexpert"])
+def test_a_table_that_was_cut_off_is_named(tmp_path, name):
+    root = MimicTree(tmp_path).study().write()
+    path = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match=rf"{name}\.csv\.gz: cannot be read"):
+        read(root, {})
+
+
+def test_labels_of_other_studies_are_refused(tmp_path):
+    tree = MimicTree(tmp_path).study(labels=False)
+    tree.labels.append((10000001, "s50000001"))
+    with pytest.raises(DataError, match=r"chexpert\.csv\.gz: its study_id"):
+        read(tree.write(), {})
+
+
 def test_line_ends_and_white_space(tmp_path):
     text = report("The lungs\n are   clear.").replace("\n", "\r\n")
     assert read(MimicTree(tmp_path).study(text=text).write(), {}).studies["findings"].tolist() == [

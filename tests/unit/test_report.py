@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
 from dive.reporting.figures import plot_results, read_curve
 from dive.reporting.html import write_report
 from dive.reporting.tables import METRICS, write_tables
+from tests.unit.comparisons import LAYOUT as CLAIMED
+from tests.unit.comparisons import comparison, write
 
 TEMPLATE = str(Path(__file__).parents[2] / "workflow/templates/report.html.j2")
 METHODS = {
@@ -146,9 +149,10 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
         json.dumps(
             {
                 "convention_note": "the official split",
-                "raw": {"studies": 1000},
+                "raw": {"studies": 1000, "images": 1400, "patients": 800},
                 "flow": [{"rule": "no_findings", "left_out": 250, "remaining": 750}],
                 "used": {split: {"studies": 250, "patients": 99} for split in ("train", "validate", "test")},
+                "notes": {"stray_reports": 3, "images_without_view": 0},
                 "images_left_out": [{"study_uid": "s1", "path": SECRET, "problem": "truncated"}],
             }
         )
@@ -169,6 +173,9 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
         "figures": {"main": figures},
         "flows": {"set": str(flow)},
     }
+    paths = [str(tmp_path / f"claims.{suffix}") for suffix in ("tex", "csv", "md")]
+    compared = comparison({("dive_static", "bleu4"): -2.0})
+    write_claims([(*pair, path) for pair, path in write(tmp_path, a=compared).items()], CLAIMED, *paths)
     out = tmp_path / "index.html"
     write_report(
         str(out),
@@ -177,6 +184,7 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
         costs=str(costs),
         settings={"seeds": [0, 1], "a": {"b": 2}},
         version="v1",
+        claims=(paths[1], CLAIMED),
     )
     page = out.read_text()
     assert "DIVE &lt;here&gt;" in page
@@ -184,10 +192,16 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "A &amp; B, Tiny" in page
     assert '<span class="best">40.0</span>' in page
     assert "2 of 3" in page
+    assert "<b>2 of 4</b><span>claims of the abstract hold</span>" in page
+    assert "<b>DIVE static beats DIVE: BLEU-4</b>" in page
+    assert "competitive CheXbert F1" in page
     assert re.search(r'class="no">✗ not met: 10.40<', page)
     assert "left nodule" in page
     assert re.search(r"no findings</td><td class=\"number\">250</td><td class=\"number\">750", page)
     assert "width:75.0%" in page
+    assert "stray reports: 3." in page
+    assert "images without view" not in page
+    assert '<svg class="consort"' in page
     assert "<code>a.b</code>" in page
     assert SECRET not in page
     sources = re.findall(r"(?:src|href)=\"([^\"]*)\"", page)
@@ -195,4 +209,6 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert "@import" not in page
     write_report(str(tmp_path / "small.html"), **{**arguments, "figures": {}, "flows": {}})
-    assert 'id="acceptance"' not in (tmp_path / "small.html").read_text()
+    small = (tmp_path / "small.html").read_text()
+    assert 'id="acceptance"' not in small
+    assert 'id="claims"' not in small

@@ -130,7 +130,7 @@ def test_an_unreadable_image_costs_a_study_only_when_no_other_is_left(tmp_path):
 def test_undecodable_reports_stop_the_run_above_the_limit(tmp_path):
     root = mimic(tmp_path, {"text": b"\n FINDINGS: \xff"}, {})
     assert split(root, tmp_path / "out", max_unreadable=0.5)[1] == {"s50000001": "undecodable_report"}
-    with pytest.raises(DataError, match="1 of 2 reports are not UTF-8"):
+    with pytest.raises(DataError, match="1 of 2 reports cannot be read or are not UTF-8"):
         split(root, tmp_path / "out", max_unreadable=0.4)
 
 

@@ -147,13 +147,18 @@ def test_equal_scores_give_equal_bytes(scores, tmp_path, table):
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in table]
 
 
-def test_notes_name_convention_section_unit_and_views(scores, tmp_path):
-    selection = {"section": "findings", "unit": "study", "views": "frontal", "convention": "own_split"}
+@pytest.mark.parametrize(
+    ("convention", "told"),
+    [
+        ("official", "official split"),
+        ("own_split", r"own split by patient (10 \% validation, 20 \% test)"),
+        ("official_valid", r"official validation set as test (validation: 10 \% of the training patients)"),
+    ],
+)
+def test_notes_name_convention_section_unit_and_views(scores, tmp_path, convention, told):
+    selection = {"section": "findings", "unit": "study", "views": "frontal", "convention": convention}
     name = "synthetic-mimic-cxr"
     entry = {**LAYOUT["datasets"][name], "selection": {**selection, "fractions": {"validate": 0.1, "test": 0.2}}}
     write_tables(scores, {**LAYOUT, "datasets": {name: entry}}, str(tmp_path / "x.tex"), str(tmp_path / "x.csv"))
-    wanted = (
-        r"MIMIC-CXR (synthetic): own split by patient (10 \% validation, 20 \% test), findings, one row per study, "
-        "frontal views; Made here."
-    )
+    wanted = f"MIMIC-CXR (synthetic): {told}, findings, one row per study, frontal views; Made here."
     assert wanted in (tmp_path / "x.tex").read_text()

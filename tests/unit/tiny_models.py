@@ -7,6 +7,7 @@ pads with a token that also ends generation.
 """
 
 import inspect
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -56,6 +57,10 @@ CHATML_TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
 QWEN_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'")
 LLAVA_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<image>'")
+# An image that is not split into tiles, as Idefics 3's processor writes it, with 4 image tokens.
+IDEFICS_TEMPLATE = CHATML_TEMPLATE.replace(
+    "IMAGE", f"'<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>'"
+)
 
 # The first ids, in this order: what the real tokenizers reserve.
 SPECIAL = {
@@ -64,6 +69,8 @@ SPECIAL = {
     "qwen2_5_vl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
                    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"],
     "llava": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"],
+    "idefics3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>",
+                 "<global-img>"],
 }  # fmt: skip
 
 
@@ -108,7 +115,7 @@ def tokenizer(family: str):
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=special[1:],
-        chat_template=QWEN_TEMPLATE if family == "qwen2_5_vl" else LLAVA_TEMPLATE,
+        chat_template={"qwen2_5_vl": QWEN_TEMPLATE, "llava": LLAVA_TEMPLATE, "idefics3": IDEFICS_TEMPLATE}[family],
     )
 
 
@@ -222,6 +229,39 @@ def _llava(ids: dict[str, int], vocabulary: int):
     )
 
 
+def _idefics3(ids: dict[str, int], vocabulary: int):
+    from transformers.models.idefics3.configuration_idefics3 import Idefics3Config
+    from transformers.models.idefics3.modeling_idefics3 import Idefics3ForConditionalGeneration
+
+    config = Idefics3Config(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": vocabulary,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 12,
+        },
+        image_token_id=ids["<image>"],
+        pad_token_id=ids["<|endoftext|>"],
+        scale_factor=2,
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
 def _image_processor(family: str):
     """The processor class that needs PIL alone; transformers 5 has it in a module of its own."""
     arguments = {
@@ -249,8 +289,8 @@ def _image_processor(family: str):
 
 
 def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.25) -> Path:
-    """Write an untrained backbone of ``family`` (``FAMILIES`` or llava) into ``folder``; a seed fixes the
-    weights.
+    """Write an untrained backbone of ``family`` (``FAMILIES``, llava or idefics3) into ``folder``; a seed fixes the
+    weights. Idefics 3 comes without an image processor, whose classes need torchvision.
 
     ``scale`` is the standard deviation of every weight matrix: transformers' own 0.02 makes nearly uniform
     logits, under which differences between two paths through the model would be hard to see.
@@ -260,7 +300,8 @@ def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.
     ids = {token: text.convert_tokens_to_ids(token) for token in SPECIAL[family]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = {"gemma3": _gemma3, "qwen2_5_vl": _qwen2_5_vl, "llava": _llava}[family](ids, len(text))
+        made_by = {"gemma3": _gemma3, "qwen2_5_vl": _qwen2_5_vl, "llava": _llava, "idefics3": _idefics3}
+        model = made_by[family](ids, len(text))
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 # A smaller embedding, or a tied head only ever repeats the last token.
@@ -279,7 +320,11 @@ def write_tiny(folder: str | Path, family: str, seed: int = 0, scale: float = 0.
         generation.pad_token_id = ids["<|endoftext|>"]
     model.eval().save_pretrained(folder)
     text.save_pretrained(folder)
-    _image_processor(family).save_pretrained(folder)
+    if family != "idefics3":
+        _image_processor(family).save_pretrained(folder)
+    if family == "gemma3":  # what AutoProcessor reads: 4 tokens an image instead of 256
+        settings = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+        (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.project import Project
 
-FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", "results/adapters/")
+FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", "results/layers/", "results/adapters/")
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "synthesize": datasets,
         "build_backbone": backbones,
         "split": datasets,
-        "annotate": datasets,
+        "annotate": datasets * 2,  # the vocabulary, and idf to compare with; random tokens have no file
         "select": datasets,
         "demonstrate": datasets * seeds,
         "cache_vision": pairs,
@@ -79,6 +79,12 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "generate": pairs * (7 * seeds + 2),
         "repeat_report": datasets,
         "score": pairs * 10,
+        "analyse": pairs,
+        "compare_annotators": datasets,
+        "view_tokens": datasets,
+        "compare": pairs,
+        "tabulate_comparison": 4,
+        "claim": 1,
         "probe_world": pairs,
         "accept_world": 1,
         "compare_lexicon": 1,
@@ -87,6 +93,31 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "report": 1,
         "summarise_costs": 1,
     }
+
+
+def test_a_method_is_a_module_and_an_entry(fresh: Project) -> None:
+    """docs/adding-a-method.md: nothing else has to know of it."""
+    steering = fresh.folder / "workflow/dive/steering"
+    (steering / "mine.py").write_text((steering / "live.py").read_text(encoding="utf-8"), encoding="utf-8")
+    fresh.edit(
+        "config.yaml", "methods:\n  constant:", "methods:\n  my_own:\n    like: live\n    module: mine\n  constant:"
+    )
+    planned = fresh.planned("results/scores/synthetic-mimic-cxr/tiny-gemma3/my_own/summary.json")
+    assert planned["distill"] == planned["generate"] == 3
+    assert planned["score"] == 1
+
+
+def test_a_transfer_takes_the_other_dataset_s_adapter_and_trains_nothing(fresh: Project) -> None:
+    fresh.change("seeds", "[0]")
+    transfer = fresh.planned("--config", 'experiments=["transfer"]')
+    # LIVE and DIVE on each of two datasets and two backbones; zero-shot, ICL, and of each method both adapters.
+    assert transfer["distill"] == 2 * 4
+    assert transfer["generate"] == transfer["score"] == 6 * 4
+    reports = "results/generations/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0.parquet"
+    planned = fresh.planned(reports)
+    assert planned["distill"] == planned["generate"] == 1
+    other = "results/adapters/synthetic-mimic-cxr/tiny-gemma3/dive@synthetic-chexpert-plus/seed0"
+    assert fresh.run("snakemake", "--dry-run", other).returncode != 0
 
 
 def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:

@@ -1,20 +1,31 @@
 """What a change reruns, and nothing else: dry runs on a finished tree."""
 
+import json
 import os
+
+import yaml
 
 from tests.project import Project
 
 PAIRS = 4
 """Datasets times backbones."""
 
-LAST = {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+LAST = {"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1, "summarise_costs": 1}
 """What gathers the scores of everything."""
+RESCORED = {"compare": PAIRS, **LAST}
+"""What new scores in every dataset and backbone rerun."""
+
+DECISIVE = {"compare_annotators": 2}
+"""Table and figure of decisive tokens."""
+
+ANALYSED = {"analyse": PAIRS, "view_tokens": 2, **DECISIVE}
+"""The analysis of decisive tokens, and what shows it."""
 
 
 def retrained(methods: int) -> dict[str, int]:
     """The jobs of some steering methods of one seed, and of what gathers them."""
     jobs = PAIRS * methods
-    return {"distill": jobs, "generate": jobs, "score": jobs, **LAST}
+    return {"distill": jobs, "generate": jobs, "score": jobs, **RESCORED}
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
@@ -26,7 +37,7 @@ def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) ->
 
 def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
     project.edit("config.yaml", "pathology: 3,", "pathology: 2,")
-    assert project.planned() == retrained(3)
+    assert project.planned() == {**retrained(3), **ANALYSED}  # the analysis is about DIVE's weights
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_static", "dive_no_teacher"}
 
@@ -40,7 +51,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
         "distill": PAIRS * trained,
         "generate": PAIRS * (trained + shown),
         "score": PAIRS * (trained + shown),
-        **LAST,
+        **RESCORED,
     }
     assert not any("seed0" in path for path in project.planned_files())
 
@@ -54,20 +65,29 @@ def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
         "score": PAIRS * (with_model + constant) - PAIRS * constant,
         "probe_world": PAIRS,
         "accept_world": 1,
-        **LAST,
+        **RESCORED,
     }
 
 
 def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
     project.edit("config.yaml", "title: DIVE\n", "title: DIVE (ours)\n")
-    assert project.planned() == LAST
+    assert project.planned() == {**LAST, **DECISIVE}
+
+
+def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -> None:
+    project.change("margin", "2.0")
+    planned = project.planned()
+    assert "claim" in planned
+    assert set(planned) <= set(LAST)
+    project.change("resamples", "500")
+    assert project.planned() == RESCORED
 
 
 def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
     project.change("checkpoint_seconds", "31")
     assert project.planned() == {}
     project.change("teacher", "3")
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *LAST}
+    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *RESCORED}
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
@@ -80,7 +100,23 @@ def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
 def test_a_module_reruns_those_that_import_it(project: Project) -> None:
     with (project.folder / "workflow/dive/reporting/tables.py").open("a") as file:
         file.write("\n\nCHANGED = True\n")
-    assert project.planned() == LAST
+    assert project.planned() == {**LAST, **DECISIVE}
+
+
+def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there(project: Project) -> None:
+    """Another annotator as a control is one entry; random tokens read the spans that are there."""
+    project.edit("config.yaml", "      - dive_no_teacher\n", "      - dive_no_teacher\n      - dive_random\n")
+    assert project.planned() == retrained(1)
+    project.edit("config.yaml", "weights: {source: random}", "weights: {source: union}")
+    assert project.planned() == {"annotate": 2, **retrained(1)}
+
+
+def test_an_annotator_reruns_what_reads_it(project: Project) -> None:
+    project.edit("config.yaml", "share: 0.3 ", "share: 0.2 ")
+    assert project.planned() == {"annotate": 2, **ANALYSED, "report": 1, "summarise_costs": 1}
+    with (project.folder / "workflow/dive/annotation/radgraph.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned()["annotate"] == 2
 
 
 def test_a_method_s_module_reruns_that_method(project: Project) -> None:
@@ -89,6 +125,38 @@ def test_a_method_s_module_reruns_that_method(project: Project) -> None:
     assert project.planned() == retrained(1)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"live"}
+
+
+def test_editing_any_method_s_module_reruns_that_method_alone(fresh: Project) -> None:
+    """For every steering module: the code version that its own jobs depend on changes, and no other method's."""
+    ask = (
+        "import json; from dive.config import SAID; from dive.provenance import code_version; "
+        "print(json.dumps({m: [code_version(f'scripts/{s}.py', f'dive.steering.{m}') "
+        "for s in ('distill', 'generate')] for m in SAID}))"
+    )
+
+    def versions() -> dict[str, list[str]]:
+        return json.loads(fresh.run("python", "-c", ask).stdout)
+
+    before = versions()
+    assert {"dive", "live", "task_vector", "icv", "mimic", "lora"} <= set(before)
+    for module in before:
+        with (fresh.folder / f"workflow/dive/steering/{module}.py").open("a") as file:
+            file.write("\n\nCHANGED = True\n")
+        after = versions()
+        assert {name for name in before if before[name] != after[name]} == {module}
+        assert all(old != new for old, new in zip(before[module], after[module], strict=True))
+        before = after
+
+
+def test_one_word_runs_the_ablations(fresh: Project) -> None:
+    """Every row has its jobs; the states of all layers are cached only for those that read them."""
+    ablations = yaml.safe_load((fresh.folder / "config.yaml").read_text())["grids"]["ablations"]["methods"]
+    planned = fresh.planned("--config", "experiments=[ablations]", "seeds=[0]")
+    assert planned["distill"] == PAIRS * (len(ablations) - 1)
+    assert planned["cache_layers"] == PAIRS
+    assert planned["generate"] == planned["score"] == PAIRS * len(ablations)
+    assert "results/tables/ablations.tex" in fresh.planned_files("--config", "experiments=[ablations]", "seeds=[0]")
 
 
 def test_the_configuration_s_model_reruns_nothing(project: Project) -> None:

@@ -80,6 +80,11 @@ def test_the_paper_s_plan_stands_on_a_stub_tree(fresh: Project) -> None:
     assert planned["distill"] == 2 * 2 * 6 * 3
     # Real data and backbones are there already, and no synthetic world is held against its criteria.
     assert not {"synthesize", "build_backbone", "probe_world", "accept_world"} & set(planned)
+    # Real reports are shown only where the settings say so.
+    assert planned["compare_annotators"] == 2
+    assert "view_tokens" not in planned
+    fresh.edit("config.yaml", "credentialed: false", "credentialed: true")
+    assert fresh.planned("--profile", "profiles/paper")["view_tokens"] == 2
 
 
 def test_dvc_stages_are_targets_of_snakemake(fresh: Project) -> None:

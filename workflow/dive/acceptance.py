@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dive.data.readable import readable_demonstrations, readable_pool
 from dive.data.synthetic.findings import LABELS
 from dive.data.synthetic.language import read_labels
 from dive.files import atomic_path, read_json, write_json
@@ -71,7 +72,7 @@ def probe_world(
     table = read_studies(studies, columns=["study_uid", "patient_uid", "target"])
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
-    members = read_json(pool)
+    members = readable_pool(pool, vision)
     uids = members["validation"]
     facts = pd.read_parquet(truth).set_index("study_uid")
     missing = [uid for uid in uids if uid not in facts.index]
@@ -83,7 +84,7 @@ def probe_world(
         load_backbone(backbone),
         uids=uids,
         targets=targets,
-        demonstrations=read_json(demonstrations)["validation"],
+        demonstrations=readable_demonstrations(demonstrations, studies, vision)["validation"],
         features=VisionFeatures(vision),
         training=[*members["queries"], *members["demonstrations"]],
         max_new_tokens=decoding["max_new_tokens"],

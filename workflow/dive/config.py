@@ -4,14 +4,16 @@ No job imports this module: jobs get plain slices of the resolved configuration,
 ``python -m dive.config`` prints the JSON schema that lies in workflow/schemas.
 """
 
+import ast
 import difflib
 import json
 import re
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 NAMED = ("datasets", "backbones", "methods")
 """Mappings whose entries are named by the user and may inherit from each other with ``like``."""
@@ -40,7 +42,10 @@ class Strict(BaseModel):
 
 
 class Grid(Strict):
-    """The rows of a table: every dataset with every backbone with every method."""
+    """The rows of a table: every dataset with every backbone with every method.
+
+    ``method@dataset`` is the method's adapter of another dataset, used on this one (transfer).
+    """
 
     datasets: Annotated[list[str], Field(min_length=1)]
     backbones: Annotated[list[str], Field(min_length=1)]
@@ -164,12 +169,71 @@ class Backbone(Strict):
     batch: Batch
 
 
+SPANS = ("vocabulary", "scispacy", "radgraph", "idf", "union")
+"""Annotators that write spans."""
+
+STATISTICS = ("power_law", "surprisal", "value_at_risk")
+"""Weightings that need no annotator."""
+
+SpanAnnotator = Literal[SPANS]
+
+
+class Scispacy(Strict):
+    """A spaCy pipeline with entities."""
+
+    path: str | None
+    labels: list[str]
+    types: list[str]
+
+
+class Radgraph(Strict):
+    """RadGraph's observations."""
+
+    annotations: dict[str, str]
+    model: str
+    max_missing: Share
+
+
+class Idf(Strict):
+    """The rarest words."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class RandomTokens(Strict):
+    """As many tokens as an annotator marks, at random places."""
+
+    like: SpanAnnotator
+
+
 class Annotation(Strict):
     """Decisive tokens."""
 
-    annotator: Literal["vocabulary"]
+    annotator: SpanAnnotator
     include_cues: bool
     classes: Annotated[list[str], Field(min_length=1)]
+    scispacy: Scispacy
+    radgraph: Radgraph
+    idf: Idf
+    union: Annotated[list[SpanAnnotator], Field(min_length=1)]
+    random: RandomTokens
+
+
+class View(Strict):
+    """The page that shows reports token by token."""
+
+    studies: Natural | list[str]
+    credentialed: bool
+
+
+class Analysis(Strict):
+    """Whether a sparse set of tokens decides: measured on validation studies."""
+
+    studies: Positive
+    annotators: Annotated[list[Literal[(*SPANS, "random")]], Field(min_length=1)]
+    statistics: list[Literal[STATISTICS]]
+    method: str
+    view: View
 
 
 class Decoding(Strict):
@@ -211,6 +275,15 @@ class Scores(Strict):
 
     radgraph: RadGraph
     chexbert: CheXbert
+
+
+class Significance(Strict):
+    """How differences between methods are judged."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: Natural
+    margin: Weight
 
 
 class Constant(Strict):
@@ -255,8 +328,11 @@ class Loss(Strict):
 class Weights(Strict):
     """Weights in the cross-entropy; any other token has 1."""
 
-    pathology: Weight
-    eos: Weight
+    pathology: Rate
+    eos: Rate
+    source: Literal[(*SPANS, "random", *STATISTICS)] | None = None
+    exponent: Weight = 1.0
+    level: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class Optimiser(Strict):
@@ -268,41 +344,100 @@ class Optimiser(Strict):
     clip: Rate
 
 
-class LiveOptimiser(Optimiser):
-    """LIVE's scale a has a rate of its own."""
-
-    lr_a: Rate
-
-
 class Steering(Strict):
-    """A trained intervention on the residual stream."""
+    """A steering method."""
 
     kind: Literal["steering"]
     title: str
     group: Group
     layers: Literal["all"] | Annotated[list[Natural], Field(min_length=1)]
     positions: Literal["answer", "all"]
+
+
+class Trained(Steering):
+    """A steering method that is trained by gradients."""
+
     weights: Weights
     loss: Loss
+    optimiser: Optimiser
     epochs: Positive
     batch_size: Positive
 
 
-class Dive(Steering):
-    """h' = h + g rms(h) (v + U gelu(D h / rms(h) + b)); rank 0 leaves v."""
+TYPES: dict[str, Any] = {
+    "natural": Natural,
+    "positive": Positive,
+    "number": float,
+    "weight": Weight,
+    "rate": Rate,
+    "share": Share,
+    "rates": Annotated[list[Rate], Field(min_length=1)],
+}
+"""What a steering module may call the type of one of its options; ``a|b`` is a choice of words."""
 
-    module: Literal["dive"]
-    rank: Natural
-    optimiser: Optimiser
+
+def steering_modules() -> dict[str, dict[str, Any]]:
+    """What every module of dive/steering that is a method says of itself, in literals at its top.
+
+    The text is read, not imported, since the modules import torch. ``OPTIONS`` maps the keys that only this method has
+    to their types (``lr_<parameter>`` is a key of its optimiser); ``TRAINED`` is False for one without gradients,
+    ``DRAWS`` False for one that no seed changes; ``READS_LAYERS`` is True for one that is fitted on the teacher's layer
+    states, ``READS_DEMONSTRATIONS`` for one that runs the queries with their demonstrations itself.
+    """
+    found = {}
+    for path in sorted((Path(__file__).parent / "steering").glob("*.py")):
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+        said: dict[str, Any] = {"TRAINED": True, "DRAWS": True, "READS_LAYERS": False, "READS_DEMONSTRATIONS": False}
+        said["title"] = ast.get_docstring(tree) or ""
+        for node in tree.body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            name = target.id if isinstance(target, ast.Name) else None
+            if name in ("OPTIONS", "TRAINED", "DRAWS", "READS_LAYERS", "READS_DEMONSTRATIONS"):
+                said[name] = ast.literal_eval(node.value)
+        if "OPTIONS" in said:
+            found[path.stem] = said
+    return found
 
 
-class Live(Steering):
-    """h' = (h + a v) |h| / |h + a v|."""
+def model_of(module: str, said: Mapping[str, Any]) -> type[Steering]:
+    """The model of the settings of one steering method."""
 
-    module: Literal["live"]
-    alpha: float
-    std: Weight
-    optimiser: LiveOptimiser
+    def type_of(word: str) -> Any:
+        return (Literal[tuple(word.split("|"))] if "|" in word else TYPES[word], ...)
+
+    own = {key: type_of(word) for key, word in said["OPTIONS"].items() if not key.startswith("lr_")}
+    rates = {key: type_of(word) for key, word in said["OPTIONS"].items() if key.startswith("lr_")}
+    if rates:
+        own["optimiser"] = (create_model(f"{module.title()}Optimiser", __base__=Optimiser, **rates), ...)
+    return create_model(
+        module.title().replace("_", ""),
+        __base__=Trained if said["TRAINED"] else Steering,
+        __doc__=said["title"].partition("\n")[0],
+        module=(Literal[module], ...),
+        **own,
+    )
+
+
+SAID = steering_modules()
+
+
+def reads_layers(method: Mapping[str, Any]) -> bool:
+    """Whether a method reads the states of all the teacher's layers: to align its own to them, or to average them."""
+    if method["kind"] != "steering":
+        return False
+    return bool(SAID[method["module"]]["READS_LAYERS"] or method.get("loss", {}).get("hidden"))
+
+
+def reads_demonstrations(method: Mapping[str, Any]) -> bool:
+    """Whether a method runs the training queries with their demonstrations itself."""
+    return method["kind"] == "steering" and bool(SAID[method["module"]]["READS_DEMONSTRATIONS"])
+
+
+def draws(method: Mapping[str, Any]) -> bool:
+    """Whether a method draws anything at random, so that every seed is a run of its own."""
+    if method["kind"] != "steering":
+        return bool(method.get("demonstrations", False))
+    return SAID[method["module"]]["DRAWS"]
 
 
 def tag_of(method: Any) -> str | None:
@@ -311,18 +446,19 @@ def tag_of(method: Any) -> str | None:
     return said.get("module") if said.get("kind") == "steering" else said.get("kind")
 
 
-METHODS = {"constant": Constant, "prompt": Prompt, "external": External, "dive": Dive, "live": Live}
+METHODS: dict[str, type[BaseModel]] = {
+    "constant": Constant,
+    "prompt": Prompt,
+    "external": External,
+    **{module: model_of(module, said) for module, said in SAID.items()},
+}
 Method = Annotated[
-    Annotated[Constant, Tag("constant")]
-    | Annotated[Prompt, Tag("prompt")]
-    | Annotated[External, Tag("external")]
-    | Annotated[Dive, Tag("dive")]
-    | Annotated[Live, Tag("live")],
+    Union[tuple(Annotated[model, Tag(tag)] for tag, model in METHODS.items())],  # noqa: UP007
     Discriminator(
         tag_of,
         custom_error_type="method_kind",
         custom_error_message="kind must be constant, prompt or steering, or external for reports of another system; "
-        "module of a steering method must be dive or live",
+        "module of a steering method must be one of " + ", ".join(SAID),
     ),
 ]
 
@@ -338,9 +474,11 @@ class Config(Strict):
     datasets: dict[Name, Dataset]
     backbones: dict[Name, Backbone]
     annotation: Annotation
+    analysis: Analysis
     decoding: Decoding
     training: Training
     scores: Scores
+    significance: Significance
     methods: dict[Name, Method]
 
 
@@ -377,7 +515,19 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         for kind in NAMED
     }
+    add_transfers(plain)
     return plain
+
+
+def add_transfers(config: dict[str, Any]) -> None:
+    """Add the methods that grids write as ``method@dataset``: the method's settings, and where it is trained."""
+    shown = config["presentation"]
+    for entry in dict.fromkeys(entry for grid in config["grids"].values() for entry in grid["methods"]):
+        name, at, dataset = entry.partition("@")
+        if at:
+            config["methods"][entry] = {**config["methods"][name], "trained_on": dataset}
+            title = f"{shown['methods'][name]['title']}, trained on {shown['datasets'][dataset]['title']}"
+            shown["methods"][entry] = {"title": title, "group": "transfer"}
 
 
 Errors = list[tuple[str, str]]
@@ -403,11 +553,23 @@ def inherit(config: Mapping[str, Any]) -> tuple[dict[str, Any], Errors]:
                 current = entries[parent]
             merged: Any = {}
             for ancestor in reversed(chain):
-                merged = overlay(merged, entries[ancestor])
+                merged = overlay(without_options(merged, entries[ancestor]), entries[ancestor])
             if isinstance(merged, Mapping):
                 merged = {key: value for key, value in merged.items() if key != "like"}
             resolved[kind][name] = merged
     return resolved, errors
+
+
+def without_options(base: Any, top: Any) -> Any:
+    """``base`` as an entry with another steering module inherits it: without what only its own module reads."""
+    old, new = (mapping(SAID.get(str(mapping(entry).get("module")))).get("OPTIONS") for entry in (base, top))
+    if old is None or new is None:
+        return base
+    lost = set(old) - set(new)
+    kept = {key: value for key, value in base.items() if key not in lost}
+    if isinstance(kept.get("optimiser"), Mapping):
+        kept["optimiser"] = {key: value for key, value in kept["optimiser"].items() if key not in lost}
+    return kept
 
 
 def overlay(base: Any, top: Any) -> Any:
@@ -444,8 +606,17 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for index, name in enumerate(names):
             if name in names[:index]:
                 errors.append((f"{path}.{index}", f"{name!r} is there twice; once is enough"))
+            elif kind == "methods" and "@" in str(name):
+                refer_transfer(f"{path}.{index}", *name.split("@", 1))
             elif kind and name not in named[kind]:
                 errors.append((f"{path}.{index}", f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+
+    def refer_transfer(path: str, method: str, dataset: str) -> None:
+        for name, kind in ((method, "methods"), (dataset, "datasets")):
+            if name not in named[kind]:
+                errors.append((path, f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
+        if mapping(named["methods"].get(method)).get("kind", "steering") != "steering":
+            errors.append((path, f"{method!r} is not trained, so that nothing of it can be transferred"))
 
     refer("experiments", config.get("experiments"), "grids")
     refer("seeds", config.get("seeds"), "")
@@ -453,6 +624,7 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
         for kind in NAMED:
             refer(f"grids.{grid}.{kind}", mapping(lists).get(kind), kind)
 
+    errors += check_annotators(config, named["methods"])
     for name, dataset in named["datasets"].items():
         dataset = mapping(dataset)
         path = f"datasets.{name}"
@@ -478,10 +650,6 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
             errors.append((f"backbones.{name}.path", f"must be models/{name}, where the tiny backbone is built"))
     for name, method in named["methods"].items():
         loss = mapping(mapping(method).get("loss"))
-        if loss.get("hidden"):
-            errors.append(
-                (f"methods.{name}.loss.hidden", "needs the teacher's states of all layers, which no rule caches; set 0")
-            )
         if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
             errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
         files = mapping(mapping(method).get("files"))
@@ -501,6 +669,35 @@ def cross_check(config: Mapping[str, Any]) -> Errors:
                     for dataset in lists.get("datasets") or ()
                     if dataset not in files
                 ]
+    return errors
+
+
+def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> Errors:
+    """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
+    errors = []
+    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
+    listed = analysis.get("annotators")
+    used = {annotation.get("annotator"): "annotation.annotator"}
+    used |= dict.fromkeys(listed if isinstance(listed, list) else [], "analysis.annotators")
+    used |= {
+        source: f"methods.{name}.weights.source"
+        for name, method in methods.items()
+        if (source := mapping(mapping(method).get("weights")).get("source"))
+    }
+    parts = annotation.get("union")
+    parts = parts if isinstance(parts, list) else []
+    if "union" in parts:
+        errors.append(("annotation.union", "cannot hold itself; list other annotators"))
+    if "union" in used:
+        used |= dict.fromkeys(parts, "annotation.union")
+    if "scispacy" in used and not mapping(annotation.get("scispacy")).get("path"):
+        errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
+    method = mapping(methods.get(analysis.get("method")))
+    if analysis and methods and "weights" not in method:
+        weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
+        errors.append(
+            ("analysis.method", f"{analysis.get('method')!r} has no weights{nearest(analysis.get('method'), weighted)}")
+        )
     return errors
 
 

@@ -13,7 +13,8 @@ from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.generations import write_generations
-from dive.files import read_json, sha256
+from dive.data.readable import readable_demonstrations, readable_pool
+from dive.files import sha256
 from dive.progress import log, progress
 
 
@@ -152,8 +153,8 @@ def generate_reports(
     table = read_studies(studies, columns=["study_uid", "patient_uid", "target"])
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
-    uids = read_json(pool)["test"]
-    drawn = read_json(demonstrations)["test"] if demonstrations else None
+    uids = readable_pool(pool, vision)["test"]
+    drawn = readable_demonstrations(demonstrations, studies, vision)["test"] if demonstrations else None
     made_by = _fingerprint([backbone, method, decoding], [pool, demonstrations, vision, adapter])
     done = _read_partial(Path(partial), made_by)
     features = VisionFeatures(vision)

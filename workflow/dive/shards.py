@@ -47,9 +47,13 @@ class ShardWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
-        self._target = self._stack.enter_context(atomic_path(self.folder))
-        self._target.mkdir(parents=True)
+        self.target = self._stack.enter_context(atomic_path(self.folder))
+        """The folder while it is written: what else belongs to it goes here."""
+        self.target.mkdir(parents=True)
         return self
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,7 +61,7 @@ class ShardWriter:
         if kind is None:
             self._close_shard()
             write_json(
-                self._target / MANIFEST,
+                self.target / MANIFEST,
                 {
                     "format": FORMAT,
                     "record": self.record,
@@ -91,10 +95,10 @@ class ShardWriter:
         if not self._open:
             return
         name = f"shard-{len(self._shards):05d}.safetensors"
-        save_file(self._open, self._target / name)
+        save_file(self._open, self.target / name)
         self._shards[name] = {
-            "bytes": os.path.getsize(self._target / name),
-            "sha256": sha256(self._target / name),
+            "bytes": os.path.getsize(self.target / name),
+            "sha256": sha256(self.target / name),
         }
         self._open, self._open_bytes = {}, 0
 

@@ -10,13 +10,11 @@ inflections, the Fleischner glossary (Hansell et al. 2008), own.
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dive.data.roots import DataError
-from dive.files import atomic_path
-from dive.progress import log, progress
 
 COLUMNS = ("observation", "surface", "class", "source")
 CLASSES = ("observation", "pathology", "anatomy", "modifier")
@@ -84,6 +82,14 @@ class Span(NamedTuple):
     observation: str
     polarity: str
     source: str
+
+
+class Report(NamedTuple):
+    """A report to annotate: its study, the split that this is in, the text as written."""
+
+    study_uid: str
+    split: str
+    text: str
 
 
 def read_vocabulary(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
@@ -202,9 +208,7 @@ class VocabularyAnnotator:
             else:
                 merged.append((start, end, self._observation[form]))
         spans, marks = [], {}
-        cues = find_cues(sentence) if merged else []
-        for (start, end, observation), limit in zip(merged, reaches(sentence, merged), strict=True):
-            polarity, cue = polarity_of(sentence, start, end, limit, cues) if cues else ("positive", None)
+        for (start, end, observation), (polarity, cue) in zip(merged, polarities(sentence, merged), strict=True):
             spans.append(Span(start, end, observation, polarity, "vocabulary"))
             overlaps = cue and any(cue[0] < last and first < cue[1] for first, last, _ in merged)
             if self._include_cues and cue and not overlaps:
@@ -271,61 +275,16 @@ def polarity_of(
     return "positive", None
 
 
-def build_annotator(settings: Mapping[str, Any], vocabulary: str | Path) -> VocabularyAnnotator:
-    """The annotator that ``annotation`` of the config asks for."""
-    if settings["annotator"] != "vocabulary":
-        raise DataError(f"annotation.annotator is {settings['annotator']!r}; there is: vocabulary")
-    return VocabularyAnnotator(vocabulary, settings["classes"], settings["include_cues"])
+def polarities(sentence: str, mentions: Sequence[tuple[int, int, str]]) -> list[tuple[str, tuple[int, int] | None]]:
+    """Polarity of every mention (start, end, observation) of a sentence, in order, and the place of its cue."""
+    cues = find_cues(sentence) if mentions else []
+    return [
+        polarity_of(sentence, start, end, limit, cues) if cues else ("positive", None)
+        for (start, end, _), limit in zip(mentions, reaches(sentence, mentions), strict=True)
+    ]
 
 
-def annotate_studies(studies: str, vocabulary: str, settings: Mapping[str, Any], out: str) -> None:
-    """Write the decisive spans of every study's target.
-
-    Args:
-        studies: path of ``studies.parquet``.
-        vocabulary: path of the vocabulary table.
-        settings: ``annotation`` of the config: annotator, classes, include_cues.
-        out: parquet to write, a row a span: study_uid, start, end (characters of target), text, observation,
-            polarity, source.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dive.data.studies import read_studies
-
-    annotator = build_annotator(settings, vocabulary)
-    table = read_studies(studies, columns=["study_uid", "target"])
-    columns: dict[str, list[Any]] = {name: [] for name in ("study_uid", "text", *Span._fields)}
-    marked = characters = without = 0
-    pairs = zip(table["study_uid"], progress(table["target"], "reports annotated"), strict=True)
-    for uid, target in pairs:
-        spans = annotator(target)
-        without += not spans
-        characters += len(target)
-        for span in spans:
-            marked += span.end - span.start
-            columns["study_uid"].append(uid)
-            columns["text"].append(target[span.start : span.end])
-            for name, value in span._asdict().items():
-                columns[name].append(value)
-    schema = pa.schema(
-        [
-            ("study_uid", pa.string()),
-            ("start", pa.int32()),
-            ("end", pa.int32()),
-            ("text", pa.string()),
-            ("observation", pa.string()),
-            ("polarity", pa.string()),
-            ("source", pa.string()),
-        ]
-    )
-    with atomic_path(out) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
-    share = marked / characters if characters else 0.0
-    log.info(
-        "%d spans in %d reports, %.1f %% of the characters; %d reports have none",
-        len(columns["start"]),
-        len(table),
-        100 * share,
-        without,
-    )
+def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[Iterable[Report]], Iterator[list[Span]]]:
+    """The annotator of ``annotation.annotator: vocabulary`` (see dive/annotation/annotate.py)."""
+    annotator = VocabularyAnnotator(files["vocabulary"], settings["classes"], settings["include_cues"])
+    return lambda reports: (annotator(report.text) for report in reports)

@@ -40,7 +40,7 @@ def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
     try:
         with torch.no_grad():
             ids = torch.ones(1, 2, dtype=torch.long, device=device)
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -37,7 +37,7 @@ from dive.data.synthetic.language import (
     write_report,
 )
 from dive.data.synthetic.phantom import draw_image
-from dive.files import atomic_path
+from dive.files import atomic_path, write_json
 from dive.progress import log, progress
 
 GEMMA_TEMPLATE = """{{ bos_token }}
@@ -593,6 +593,10 @@ def build_backbone(out: str, tiny: dict[str, Any], world: dict[str, Any], instru
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             processor.save_pretrained(folder)
+            if recipe.family == "gemma3":
+                # For users of AutoProcessor, which would otherwise take 256 tokens an image.
+                settings = {"processor_class": "Gemma3Processor", "image_seq_length": recipe.image_tokens}
+                write_json(folder / "processor_config.json", settings)
     finally:
         torch.set_num_threads(threads)
     log.info("%s written after %.0f s", Path(out).name, time.monotonic() - began)

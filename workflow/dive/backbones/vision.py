@@ -1,6 +1,8 @@
 """Vision features of every image the experiments use, computed once: the tower is the expensive part."""
 
-from collections.abc import Iterator, Mapping
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from dive.backbones.loading import ImageFeatures, load_backbone
-from dive.files import read_json
+from dive.data.readable import UNREADABLE
+from dive.data.roots import DataError
+from dive.files import read_json, write_json
 from dive.progress import log, progress
 from dive.provenance import record
 from dive.shards import Shards, ShardWriter
@@ -16,12 +20,15 @@ from dive.shards import Shards, ShardWriter
 BLANK = "__blank__"
 """Key of the control image that shows nothing: mid-gray, of the size of the first image of the pool."""
 
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on a file that is absent, no image, damaged inside, or beyond all size."""
+
 
 def open_image(path: str | Path) -> Image.Image:
     """Read an image file as 8-bit RGB; 16-bit gray is scaled, not clipped, as ``Image.convert`` would.
 
     Raises:
-        OSError: the file is absent, truncated or no image; the message names it.
+        OSError: the file is absent, truncated, damaged, too large or no image; the message names it.
     """
     try:
         with Image.open(path) as image:
@@ -30,7 +37,7 @@ def open_image(path: str | Path) -> Image.Image:
                 values = np.asarray(image, dtype=np.float64)
                 image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNDECODABLE as error:
         raise OSError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -52,10 +59,62 @@ class VisionFeatures(Mapping[str, ImageFeatures]):
         return len(self._shards)
 
 
-def cache_vision(backbone: dict[str, Any], studies: str, pool: str, root: str, out: str) -> None:
+class Decoder:
+    """Decodes each study's first readable image, and keeps account of those that are not.
+
+    Args:
+        root: the dataset's root.
+        paths: study_uid -> its images under the root, best view first.
+        total: studies that will be asked for.
+        limit: share of undecodable images, of ``total``, above which decoding stops.
+    """
+
+    def __init__(self, root: str, paths: Mapping[str, Sequence[str]], total: int, limit: float) -> None:
+        self.root, self.paths, self.total, self.limit = Path(root), paths, total, limit
+        self.decoded = 0
+        self.unreadable: list[dict[str, str]] = []
+        self.studies: list[str] = []
+
+    def __call__(self, study: str) -> Image.Image | None:
+        """The study's image; None, and the study noted, where none of its images can be decoded."""
+        for path in self.paths[study]:
+            self.decoded += 1
+            try:
+                return open_image(self.root / path)
+            except OSError as error:
+                self.unreadable.append({"study_uid": study, "path": path, "problem": str(error.__cause__ or error)})
+                self._stop_above_limit()
+        self.studies.append(study)
+        return None
+
+    def _stop_above_limit(self) -> None:
+        if len(self.unreadable) <= self.limit * self.total:
+            return
+        examples = "\n".join(f"  {bad['study_uid']}: {bad['path']}: {bad['problem']}" for bad in self.unreadable[:5])
+        raise DataError(
+            f"{len(self.unreadable)} images of a pool of {self.total} studies cannot be decoded, more than "
+            f"datasets.*.selection.max_unreadable = {self.limit:g} allows. The first:\n{examples}\n"
+            "Get them again, or raise the limit if they are to be left out."
+        )
+
+    def account(self) -> dict[str, Any]:
+        """What ``unreadable.json`` says."""
+        return {
+            "decoded": self.decoded,
+            "limit": self.limit,
+            "images": self.unreadable,
+            "studies": self.studies,
+        }
+
+
+def cache_vision(
+    backbone: dict[str, Any], studies: str, pool: str, root: str, out: str, max_unreadable: float = 0.05
+) -> None:
     """Write the projected vision features of the pool's studies, and of the blank image, as shards.
 
-    A study is represented by its first image, the one that the selection's view order puts first.
+    A study is represented by its first image, the one that the selection's view order puts first; where that cannot be
+    decoded, by its next one. A study without any has no features: it is listed in ``unreadable.json`` beside the
+    shards, and `dive.data.readable` takes it out of everything that follows.
 
     Args:
         backbone: ``backbones.<name>`` of the config.
@@ -63,24 +122,37 @@ def cache_vision(backbone: dict[str, Any], studies: str, pool: str, root: str, o
         pool: path of the pool's JSON; every study in it is cached, so a new seed needs nothing new.
         root: the dataset's root, to which ``image_paths`` are relative.
         out: folder of the shards.
+        max_unreadable: share of undecodable images above which nothing is written.
+
+    Raises:
+        DataError: too many images cannot be decoded; the first are named.
     """
     from dive.data.studies import read_studies
 
     members = read_json(pool)
     wanted = sorted({uid for group in members.values() for uid in group})
     table = read_studies(studies, columns=["study_uid", "image_paths"])
-    first = {uid: paths[0] for uid, paths in zip(table["study_uid"], table["image_paths"], strict=True)}
-    files = {uid: Path(root) / first[uid] for uid in wanted}
+    decoder = Decoder(
+        root, dict(zip(table["study_uid"], table["image_paths"], strict=True)), len(wanted), max_unreadable
+    )
     loaded = load_backbone(backbone)
     size = backbone["batch"]["vision"]
-    example = open_image(files[wanted[0]])
-    blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
-    bytes_each = blank.tokens.numel() * blank.tokens.element_size()
-    log.info("vision features of %d images, about %.1f MB", len(wanted) + 1, bytes_each * (len(wanted) + 1) / 1e6)
+    batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
     with ShardWriter(out, record(backbone=backbone)) as writer:
-        writer.add(BLANK, blank.tokens, grid=blank.grid)
-        batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         for batch in progress(batches, "vision batches"):
-            images = [open_image(files[uid]) for uid in batch]
-            for uid, feature in zip(batch, loaded.embed_images(images), strict=True):
-                writer.add(uid, feature.tokens, grid=feature.grid)
+            images = {uid: image for uid in batch if (image := decoder(uid)) is not None}
+            if images and BLANK not in writer:
+                example = next(iter(images.values()))
+                blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
+                mb = blank.tokens.numel() * blank.tokens.element_size() * (len(wanted) + 1) / 1e6
+                log.info("vision features of %d images, about %.1f MB", len(wanted) + 1, mb)
+                writer.add(BLANK, blank.tokens, grid=blank.grid)
+            if images:
+                for uid, feature in zip(images, loaded.embed_images(list(images.values())), strict=True):
+                    writer.add(uid, feature.tokens, grid=feature.grid)
+        write_json(writer.target / UNREADABLE, decoder.account())
+    if decoder.unreadable:
+        log.warning(
+            "%d images cannot be decoded, listed in %s/%s; %d studies are left out",
+            *(len(decoder.unreadable), out, UNREADABLE, len(decoder.studies)),
+        )

@@ -1,7 +1,9 @@
 """MIMIC-CXR-JPG 2.x images and tables with the reports of MIMIC-CXR (Johnson et al. 2019)."""
 
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,35 +11,45 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dive.data.roots import DataError, find_reports, find_table, labels_of
+from dive.data.roots import DataError, find_reports, find_table, labels_of, subfolders
 from dive.data.sections import SECTIONED_BY_HAND, last_sections
-from dive.data.studies import LABELS, Reading, collapse
+from dive.data.studies import LABELS, Reading, collapse, count_tables, sample_studies
 from dive.progress import log, progress
 
+BROKEN = (ValueError, EOFError, OSError, zlib.error)
+"""What pandas raises on a table that is cut off, damaged, or another one."""
+
 # NegBio's older tables and the radiologists' use this name.
+STUDY = re.compile(r"s\d{8,}")
 ALIASES = {"airspace opacity": "Lung Opacity"}
 
 
-def read(root: str | Path, selection: dict[str, Any]) -> Reading:
+def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
     """Read every study that the tables name; nothing is left out here without being listed.
 
     Studies are what ``split`` and ``metadata`` list; the split is the official one (train, validate, test).
     Reports may lie in any of the layouts of `find_reports`; a study takes the first copy found. Sections are
-    the official parser's.
+    the official parser's. Reports and study folders that no table names belong to no study: they are counted.
 
     Args:
         root: the folder with the tables and ``files/``.
         selection: of the config; ``reports`` is another place of the reports, ``labels`` the table of labels.
+        sample: read the reports of so many studies only, drawn by hash; None reads all.
     """
     root = Path(root)
     images, excluded, notes = read_images(root)
+    sizes = count_tables(images)
     studies = group_images(images)
+    known = {*(f"s{study}" for study in studies.index), *(study for study, _, _ in excluded)}
     labels = labels_of("mimic_cxr", selection)
     table = read_labels(root, labels) if labels else pd.DataFrame(columns=list(LABELS), dtype=float)
     studies = studies.join(table)
     notes["label_rows_without_study"] = len(table.index.difference(studies.index))
     notes["studies_without_labels"] = int(studies[list(LABELS)].isna().all(axis=1).sum())
+    if len(table) and notes["label_rows_without_study"] == len(table):
+        raise DataError(f"{find_table(root, labels.replace('_', '-'))}: its study_id are no study of the split table")
 
+    studies = sample_studies(studies, sample)
     studies["study_uid"] = [f"s{study}" for study in studies.index]
     studies["patient_uid"] = [f"p{subject}" for subject in studies["subject_id"]]
     sources = find_reports(Path(selection["reports"]) if selection.get("reports") else root)
@@ -53,9 +65,10 @@ def read(root: str | Path, selection: dict[str, Any]) -> Reading:
         findings.append(collapse(sections.get("findings")))
         impressions.append(collapse(sections.get("impression")))
         indications.append(collapse(sections.get("indication") or sections.get("history")))
+    notes |= count_strays(root / "files", sources, known)
     studies["findings"], studies["impression"], studies["indication"] = findings, impressions, indications
     studies = studies[np.array(kept, dtype=bool)].reset_index(drop=True)
-    return Reading(studies.drop(columns="subject_id"), excluded, notes, Locator(root))
+    return Reading(studies.drop(columns="subject_id"), excluded, notes, sizes, Locator(root))
 
 
 def read_images(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dict[str, int]]:
@@ -118,7 +131,10 @@ def group_images(images: pd.DataFrame) -> pd.DataFrame:
 def read_labels(root: Path, name: str) -> pd.DataFrame:
     """Labels by **name**, since three orders of the columns circulate; indexed by study_id, columns as in LABELS."""
     path = require_table(root, name.replace("_", "-"))
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except BROKEN as error:
+        raise DataError(f"{path}: cannot be read ({error}); get it again") from error
     columns = {column: ALIASES.get(column.strip().lower(), column.strip()) for column in table.columns}
     table = table.rename(columns=columns)
     lacking = [label for label in ("study_id", *LABELS) if label not in table.columns]
@@ -141,7 +157,7 @@ def read_table(root: Path, name: str, columns: dict[str, str]) -> pd.DataFrame:
     path = require_table(root, name)
     try:
         return pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False, na_values=[""])
-    except (ValueError, EOFError, OSError) as error:
+    except BROKEN as error:
         raise DataError(
             f"{path}: cannot be read ({error}); expected are the columns {', '.join(columns)}, ids as integers"
         ) from error
@@ -159,15 +175,15 @@ def read_reports(sources: list[Path], pairs: list[tuple[str, str]]) -> Iterator[
     """Yield the report of every (patient_uid, study_uid), or why there is none, from the first source that
     has it.
 
-    Text is UTF-8 with newlines translated, as the official code opens it; bytes that are not UTF-8 are a
-    problem of that study, never guessed.
+    Text is UTF-8 with newlines translated, as the official code opens it; bytes that are not UTF-8, and files or
+    entries of a zip that cannot be read, are a problem of that study, never guessed.
     """
     archives = [ZipReports(source) for source in sources if source.suffix == ".zip"]
     folders = [os.fspath(source) for source in sources if source.suffix != ".zip"]
     names = ", ".join(source.name for source in sources) or "no folder or zip of reports"
     log.info("reports come from %s", names)
     for patient, study in pairs:
-        content = None
+        content: bytes | Problem | None = None
         for folder in folders:
             try:
                 with open(f"{folder}/{patient[:3]}/{patient}/{study}.txt", "rb") as handle:
@@ -175,11 +191,16 @@ def read_reports(sources: list[Path], pairs: list[tuple[str, str]]) -> Iterator[
                 break
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                content = Problem("unreadable_report", f"cannot be opened ({error.strerror})")
         if content is None:
             for archive in archives:
                 content = archive.read(study)
                 if content is not None:
                     break
+        if isinstance(content, Problem):
+            yield content
+            continue
         if content is None:
             yield Problem("no_report", f"{patient[:3]}/{patient}/{study}.txt is in none of: {names}")
             continue
@@ -203,10 +224,49 @@ class ZipReports:
             if entry.filename.endswith(".txt")
         }
 
-    def read(self, study: str) -> bytes | None:
-        """Bytes of a study's report; None when the archive has none."""
+    def read(self, study: str) -> bytes | Problem | None:
+        """Bytes of a study's report; None when the archive has none, a problem when its bytes are damaged."""
         entry = self._entries.get(study)
-        return None if entry is None else self._archive.read(entry)
+        try:
+            return None if entry is None else self._archive.read(entry)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            return Problem("unreadable_report", f"damaged in the zip ({error})")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+
+def count_strays(files: Path, sources: list[Path], known: set[str]) -> dict[str, int]:
+    """Reports on disk (``reports``), and what of them and of the study folders no table names (``stray_...``).
+
+    One listing of every patient's folder, and none of the studies' own: seconds at full size.
+
+    Args:
+        files: the folder of the images.
+        sources: of `find_reports`.
+        known: study_uids of the tables, excluded ones too.
+    """
+    named, reports, folders = set(), set(), set()
+    for place in dict.fromkeys([files, *(source for source in sources if source.suffix != ".zip")]):
+        for group in subfolders(place):
+            if not re.fullmatch(r"p\d\d", group.name):
+                continue
+            for patient in subfolders(group):
+                with os.scandir(patient) as entries:
+                    for entry in entries:
+                        name, ending = os.path.splitext(entry.name)
+                        if ending == ".txt" and place in sources and STUDY.fullmatch(name):
+                            (named if name in known else reports).add(name)
+                        elif not ending and place == files and name not in known and STUDY.fullmatch(name):
+                            folders.add(name)
+    for source in sources:
+        if source.suffix == ".zip":
+            for name in filter(STUDY.fullmatch, ZipReports(source)):
+                (named if name in known else reports).add(name)
+    for what, names in (("reports", reports), ("study folders", folders)):
+        if names:
+            log.warning("%d %s are named by no table, %s the first: not used", len(names), what, min(names))
+    return {"reports": len(named), "stray_reports": len(reports), "stray_study_folders": len(folders)}
 
 
 class Locator:

@@ -23,6 +23,21 @@ ACCESS = {
 }
 
 
+MIMIC_CXR_SIZES = {
+    "train": {"patients": 64_586, "studies": 222_758, "images": 368_960},
+    "validate": {"patients": 500, "studies": 1_808, "images": 2_991},
+    "test": {"patients": 293, "studies": 3_269, "images": 5_159},
+}
+"""Official sizes of MIMIC-CXR-JPG 2.x: 227,835 studies (Johnson et al. 2019, its table of splits)."""
+
+CHEXPERT_PLUS_SIZES = {
+    "train": {"patients": 64_525, "studies": 187_511, "images": 223_228},
+    "valid": {"patients": 200, "studies": 200, "images": 234},
+}
+"""Sizes of CheXpert Plus: images are rows of the release 240401, which are exact; of patients and studies only the sums
+are published (64,725 and 187,711; Chambon et al. 2024), and 200 of each are CheXpert's validation set."""
+
+
 class DataError(RuntimeError):
     """The data on disk are not what the configuration says; the message names the file or key, and the remedy."""
 

@@ -129,8 +129,8 @@ def select(
         "patients": reading.notes["patients"],
         "images": reading.notes["images"],
     }
-    undecodable = sum(rule == "undecodable_report" for _, rule, _ in reading.excluded)
-    stop_above(selection.max_unreadable, undecodable, raw["studies"], "reports are not UTF-8", reading.excluded)
+    bad = [item for item in reading.excluded if item[1] in ("undecodable_report", "unreadable_report")]
+    stop_above(selection.max_unreadable, len(bad), raw["studies"], "reports cannot be read or are not UTF-8", bad)
     flow = Flow(reading)
     notes = {name: n for name, n in reading.notes.items() if name not in raw}
     assign_splits(flow, reader, selection)

@@ -129,6 +129,7 @@ class Reading:
             each of LABELS.
         excluded: (study_uid, rule, detail) of studies that could not even be read.
         notes: ``images`` and ``patients`` in all, and counts of what was odd without costing a study.
+        sizes: the dataset's own split -> patients, studies and images in its tables, before anything is left out.
         locate: path of the table -> (path under the root, paths that were tried); the path is None when there
         is no such file.
     """
@@ -136,7 +137,31 @@ class Reading:
     studies: pd.DataFrame
     excluded: list[tuple[str, str, str]]
     notes: dict[str, int]
+    sizes: dict[str, dict[str, int]]
     locate: Callable[[str], tuple[str | None, list[str]]]
+
+
+def count_tables(images: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Patients, studies and images of every split of a table of images: split, subject_id, study_id."""
+    groups = images.groupby("split")
+    counts = pd.DataFrame(
+        {
+            "patients": groups["subject_id"].nunique(),
+            "studies": groups["study_id"].nunique(),
+            "images": groups.size(),
+        }
+    )
+    return {str(split): {name: int(n) for name, n in row.items()} for split, row in counts.iterrows()}
+
+
+def sample_studies(studies: pd.DataFrame, size: int | None) -> pd.DataFrame:
+    """``size`` of the studies, drawn by hash and kept in their order; all of them for None."""
+    if size is None or len(studies) <= size:
+        return studies
+    from dive.data.draws import hashes
+
+    rank = hashes(0, "sample", map(str, studies.index)).argsort().argsort()
+    return studies[rank < size]
 
 
 def collapse(text: str | None) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
-from dive.files import read_json
+from dive.data.readable import readable_demonstrations
 from dive.progress import log, progress
 from dive.provenance import record
 from dive.shards import ShardWriter
@@ -100,7 +100,7 @@ def cache_teacher(
     Raises:
         RuntimeError: out of device memory; the message names the setting.
     """
-    drawn = read_json(demonstrations)["queries"]
+    drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
     targets = read_targets(studies)
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)

@@ -1,4 +1,4 @@
-"""Distillation: train an intervention on a frozen backbone, from cached teacher states and prompt prefixes."""
+"""Distillation: train or fit an intervention on a frozen backbone, from cached teacher states and prompt prefixes."""
 
 import copy
 import csv
@@ -9,31 +9,38 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
 from dive.annotation.alignment import mark_tokens
-from dive.annotation.weights import token_weights, weight_sums
+from dive.annotation.weights import permuted, token_weights, value_at_risk, weight_sums
 from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
+from dive.data.readable import readable_demonstrations, readable_pool
 from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
-from dive.distillation.losses import distillation_loss, token_cross_entropy
-from dive.files import atomic_path, read_json, sha256
+from dive.distillation.examples import Examples
+from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
+from dive.distillation.relevance import relevance_of
+from dive.files import atomic_path, sha256
 from dive.progress import log, progress
 from dive.provenance import code_version, module_of, record
 from dive.shards import Shards
 from dive.steering.adapters import describe_backbone, save_adapter
 from dive.steering.attach import Steering
-from dive.steering.base import build_intervention, stream
+from dive.steering.attention import look_inside
+from dive.steering.base import build_intervention, fit_of, stream
+from dive.steering.recording import Recording
 
 TRAINING_COLUMNS = (
-    "step", "epoch", "loss", "cross_entropy", "distillation", "share_other", "share_pathology", "share_term",
+    "step", "epoch", "loss", "cross_entropy", "distillation", "hidden", "share_other", "share_pathology", "share_term",
     "gradient_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "peak_memory_mib",
 )  # fmt: skip
 VALIDATION_COLUMNS = ("epoch", "step", "cross_entropy", "term_cross_entropy", "studies", "best")
@@ -135,10 +142,12 @@ class Predictions(NamedTuple):
     Attributes:
         states: final normed states (N, width).
         labels: y_1 .. y_T and TERM of each example (N,).
+        layers: outputs of all decoder layers there (L, N, width), where they were asked for.
     """
 
     states: torch.Tensor
     labels: torch.Tensor
+    layers: torch.Tensor | None = None
 
 
 class Student:
@@ -163,29 +172,61 @@ class Student:
         limit_bytes: float,
     ) -> None:
         self.backbone, self.steering, self.prompts, self.features = backbone, steering, prompts, features
+        self.batch_size = batch_size
         self._prefixes = None
         if steering.intervention.positions == "answer":
             with steering.paused():
                 self._prefixes = Prefixes(backbone, prompts, features, batch_size, limit_bytes)
 
-    def __call__(self, rows: Sequence[int]) -> Predictions:
-        """Predictions for the examples in ``rows``; gradients flow to the intervention."""
+    def __call__(self, rows: Sequence[int], layers: bool = False) -> Predictions:
+        """Predictions for the examples in ``rows``; gradients flow to the intervention.
+
+        Args:
+            rows: indices of the prompts.
+            layers: return the (steered) outputs of all decoder layers as well.
+        """
         prompts = [self.prompts[row] for row in rows]
-        if self._prefixes is None:  # the prompt is steered too, so all of it is in the graph
-            batch = self.backbone.collate(prompts, self.features, part="full")
-            with self.steering.at(batch.mask):
-                hidden = self.backbone.prefill(batch)
-            mask = predicting_mask(prompts, hidden.shape[1]).to(hidden.device)
-            labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
-            return Predictions(hidden[mask], labels)
-        with self.steering.paused():
-            prefix = self._prefixes(rows)
-        answers = self.backbone.collate_answers(prompts, prefix)
-        with self.steering.at(answers.mask):
-            hidden = self.backbone.extend(
-                answers.ids, torch.cat([prefix.mask, answers.mask], dim=1), answers.next_position, prefix.cache
-            )
-        return Predictions(hidden[answers.mask], answers.labels[answers.mask])
+        with ExitStack() as stack:
+            recording = stack.enter_context(Recording(self.backbone.layers)) if layers else None
+            if self._prefixes is None:  # the prompt is steered too, so all of it is in the graph
+                batch = self.backbone.collate(prompts, self.features, part="full")
+                with self.steering.at(batch.mask):
+                    hidden = self.backbone.prefill(batch)
+                mask = predicting_mask(prompts, hidden.shape[1]).to(hidden.device)
+                labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
+                return Predictions(hidden[mask], labels, recording and recording.at(mask))
+            with self.steering.paused():
+                prefix = self._prefixes(rows)
+            answers = self.backbone.collate_answers(prompts, prefix)
+            with self.steering.at(answers.mask):
+                hidden = self.backbone.extend(
+                    answers.ids, torch.cat([prefix.mask, answers.mask], dim=1), answers.next_position, prefix.cache
+                )
+            mask = answers.mask
+            return Predictions(hidden[mask], answers.labels[mask], recording and recording.at(mask))
+
+    @torch.no_grad()
+    def validate(self, rows: Sequence[int], supervision: "Sequence[Supervision]") -> tuple[float, float]:
+        """Uniform cross-entropy of report and terminator, and of the terminator alone, of the examples in ``rows``.
+
+        Args:
+            rows: the validation studies.
+            supervision: of all prompts.
+        """
+        intervention = self.steering.intervention
+        was_training = intervention.training
+        intervention.eval()  # no dropout
+        rows = sorted(rows, key=lambda row: (len(supervision[row].weights), row))
+        values, terms = [], []
+        for begin in range(0, len(rows), self.batch_size):
+            part = rows[begin : begin + self.batch_size]
+            with explained_memory("backbones.*.batch.training"):
+                predictions = self(part)
+                values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
+            ends = itertools.accumulate(len(supervision[row].weights) for row in part)
+            terms += [values[-1][end - 1] for row, end in zip(part, ends, strict=True) if supervision[row].complete]
+        intervention.train(was_training)
+        return float(torch.cat(values).mean()), _mean(terms)
 
 
 @dataclass
@@ -207,6 +248,12 @@ class Progress:
     best: float
     best_epoch: int
     best_state: dict[str, torch.Tensor]
+
+    def keep(self, criterion: float, epoch: int, intervention: torch.nn.Module) -> None:
+        """Keep the intervention's state if it is the best so far."""
+        if criterion < self.best:
+            self.best, self.best_epoch = criterion, epoch
+            self.best_state = {key: value.detach().cpu().clone() for key, value in intervention.state_dict().items()}
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
@@ -242,24 +289,67 @@ class Supervision(NamedTuple):
         weights: w_t of every label (T+1,), float32; (T,) for a cut report.
         sums: total weight of other tokens, pathology tokens and TERM.
         complete: whether the last label is TERM.
+        marked: the decisive report tokens (T,), bool.
     """
 
     weights: torch.Tensor
     sums: tuple[float, float, float]
     complete: bool
+    marked: np.ndarray
 
 
 def supervise(
-    prompt: Prompt, spans: Sequence[tuple[int, int]], report: str, weights: Mapping[str, float]
+    prompt: Prompt,
+    spans: Sequence[tuple[int, int]],
+    report: str,
+    weights: Mapping[str, Any],
+    relevance: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Supervision:
-    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``."""
+    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``.
+
+    Args:
+        prompt: the report's prompt.
+        spans: of the annotator that the weights ask for.
+        report: the text.
+        weights: ``pathology``, ``eos`` and ``source``; ``random`` marks as many tokens at other places.
+        relevance: factor of each report token (T,) where the source is a statistic.
+        seed: of the random places.
+    """
     marked = mark_tokens(prompt.offsets, spans, report)
+    if weights.get("source") == "random":
+        marked = permuted(marked, seed, prompt.images[-1])
     pathology, eos = weights.get("pathology", 1.0), weights.get("eos", 1.0)
-    each = token_weights(marked, prompt.complete, pathology, eos)
-    sums = weight_sums(marked, prompt.complete, pathology, eos)
+    each = token_weights(marked, prompt.complete, pathology, eos, relevance)
+    sums = weight_sums(marked, prompt.complete, pathology, eos, relevance)
     return Supervision(
-        torch.tensor(each, dtype=torch.float32), (sums["other"], sums["pathology"], sums["term"]), prompt.complete
+        torch.tensor(each, dtype=torch.float32),
+        (sums["other"], sums["pathology"], sums["term"]),
+        prompt.complete,
+        marked,
     )
+
+
+def riskiest(supervision: Sequence[Supervision], losses: torch.Tensor, level: float) -> list[Supervision]:
+    """The supervision of a batch with only those report tokens whose loss reaches the batch's value at risk.
+
+    Args:
+        supervision: of each report of the batch.
+        losses: -log p of all their labels, one report after another (N,).
+        level: see `value_at_risk`; TERM is always kept.
+    """
+    each = [part.cpu().numpy() for part in losses.split([len(of_one.weights) for of_one in supervision])]
+    reports = [part[: len(of_one.marked)] for part, of_one in zip(each, supervision, strict=True)]
+    kept = np.split(value_at_risk(np.concatenate(reports), level), np.cumsum([len(part) for part in reports])[:-1])
+    chosen = []
+    for of_one, keep in zip(supervision, kept, strict=True):
+        factors = torch.ones_like(of_one.weights)
+        factors[: len(keep)] = torch.from_numpy(keep)
+        weights = of_one.weights * factors
+        on_report = weights[: len(keep)].double().numpy()
+        sums = (float(on_report[~of_one.marked].sum()), float(on_report[of_one.marked].sum()), of_one.sums[2])
+        chosen.append(of_one._replace(weights=weights, sums=sums))
+    return chosen
 
 
 class Run:
@@ -271,9 +361,10 @@ class Run:
         queries: study_uid of the queries.
         teacher: states (n_labels, width) by study_uid, or None where kd is 0; read batch by batch.
         method: optimiser, weights, epochs, batch_size.
-        loss: kd, ce, temperature.
+        loss: kd, ce, hidden, temperature.
         micro_batch: examples in memory at once; the effective batch is accumulated from them.
         seed: fixes the order.
+        layers: the teacher's layer states (L, n_labels, width) by study_uid, or None where hidden is 0.
     """
 
     def __init__(
@@ -286,8 +377,11 @@ class Run:
         loss: Mapping[str, float],
         micro_batch: int,
         seed: int,
+        layers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.student, self.queries, self.teacher = student, queries, teacher
+        self.student, self.queries, self.teacher, self.layers = student, queries, teacher, layers
+        loss = dict(loss)
+        self.hidden = loss.pop("hidden", 0.0)
         self.supervision, self.lengths = supervision, [len(of_report.weights) for of_report in supervision]
         self.method, self.loss, self.micro_batch, self.seed = method, loss, micro_batch, seed
         self.backbone, self.intervention = student.backbone, student.steering.intervention
@@ -330,7 +424,8 @@ class Run:
         factor = learning_rate_factor(step, self.total_steps, self.settings.get("warmup", 0.0))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        losses = self.accumulate_gradient(batch)
+        supervision = self.supervision_of(batch)
+        losses = self.accumulate_gradient(batch, supervision)
         norm = torch.nn.utils.clip_grad_norm_(
             self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
         )
@@ -341,7 +436,7 @@ class Run:
             )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        parts = [sum(part) for part in zip(*(self.supervision[row].sums for row in batch), strict=True)]
+        parts = [sum(part) for part in zip(*(of_one.sums for of_one in supervision), strict=True)]
         shares = [part / sum(parts) for part in parts]
         tokens = sum(self.lengths[row] for row in batch)
         seconds = time.perf_counter() - begin
@@ -349,67 +444,82 @@ class Run:
             *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
         ]  # fmt: skip
 
-    def accumulate_gradient(self, batch: Sequence[int]) -> list[float]:
-        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd.
+    @torch.no_grad()
+    def supervision_of(self, batch: Sequence[int]) -> list[Supervision]:
+        """How the labels of an effective batch count in this step.
+
+        Fixed, but for ``value_at_risk``: its threshold is that of the whole batch under the present student, which
+        takes one more forward pass.
+        """
+        supervision = [self.supervision[row] for row in batch]
+        if self.method.get("weights", {}).get("source") != "value_at_risk":
+            return supervision
+        losses = []
+        for begin in range(0, len(batch), self.micro_batch):
+            with explained_memory("backbones.*.batch.training"):
+                predictions = self.student(batch[begin : begin + self.micro_batch])
+                losses.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
+        return riskiest(supervision, torch.cat(losses), self.method["weights"]["level"])
+
+    def accumulate_gradient(
+        self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None
+    ) -> list[float]:
+        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid.
 
         Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
         """
-        total_weight = sum(sum(self.supervision[row].sums) for row in batch)
+        weights = dict(zip(batch, supervision or self.supervision_of(batch), strict=True))
+        total_weight = sum(sum(of_one.sums) for of_one in weights.values())
         total_positions = sum(self.lengths[row] for row in batch)
         batch = sorted(batch, key=lambda row: (self.lengths[row], row))
-        sums = [0.0, 0.0, 0.0]
+        sums = [0.0, 0.0, 0.0, 0.0]
         for begin in range(0, len(batch), self.micro_batch):
             rows = batch[begin : begin + self.micro_batch]
             with explained_memory("backbones.*.batch.training"):
-                predictions = self.student(rows)
+                predictions = self.student(rows, layers=bool(self.hidden))
                 losses = distillation_loss(
                     predictions.states,
-                    self._teacher_of(rows),
+                    self._teacher_of(rows, self.teacher),
                     predictions.labels,
-                    torch.cat([self.supervision[row].weights for row in rows]).to(self.backbone.device),
+                    torch.cat([weights[row].weights for row in rows]).to(self.backbone.device),
                     self.backbone.head,
                     total_weight,
                     total_positions,
                     **self.loss,
                 )
-                losses.total.backward()
-            sums = [so_far + float(part.detach()) for so_far, part in zip(sums, losses, strict=True)]
+                total, alignment = losses.total, torch.zeros(())
+                if self.hidden:
+                    taught = self._teacher_of(rows, self.layers)
+                    n_terms = len(taught) * total_positions
+                    alignment = hidden_alignment(predictions.layers, taught) / n_terms
+                    total = total + self.hidden * alignment
+                total.backward()
+            parts = (total, losses.cross_entropy, losses.distillation, alignment)
+            sums = [so_far + float(part.detach()) for so_far, part in zip(sums, parts, strict=True)]
         return sums
 
-    def _teacher_of(self, rows: Sequence[int]) -> torch.Tensor | None:
-        if self.teacher is None:
+    def _teacher_of(self, rows: Sequence[int], states: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
+        """The cached states (N, width), or of all layers (L, N, width), of some queries."""
+        if states is None:
             return None
         parts = []
         for row in rows:
-            states = self.teacher[self.queries[row]]
-            if len(states) != self.lengths[row]:
+            part = states[self.queries[row]]
+            if part.shape[-2] != self.lengths[row]:
                 raise ValueError(
-                    f"{self.queries[row]}: the teacher has {len(states)} states, the student {self.lengths[row]}; "
+                    f"{self.queries[row]}: the teacher has {part.shape[-2]} states, the student {self.lengths[row]}; "
                     "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
                 )
-            parts.append(states)
-        return torch.cat(parts).to(self.backbone.device)
+            parts.append(part)
+        return torch.cat(parts, dim=-2).to(self.backbone.device)
 
-    @torch.no_grad()
     def _validate(self, done: Progress) -> None:
-        """Uniform cross-entropy of report and terminator on the validation studies; keeps the best state."""
-        rows = sorted(range(len(self.queries), len(self.lengths)), key=lambda row: (self.lengths[row], row))
-        values, terms = [], []
-        for begin in range(0, len(rows), self.micro_batch):
-            part = rows[begin : begin + self.micro_batch]
-            with explained_memory("backbones.*.batch.training"):
-                predictions = self.student(part)
-                values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
-            ends = itertools.accumulate(self.lengths[row] for row in part)
-            terms += [
-                values[-1][end - 1] for row, end in zip(part, ends, strict=True) if self.supervision[row].complete
-            ]
-        criterion = float(torch.cat(values).mean())
+        """Ask the validation studies; keeps the best state."""
+        rows = range(len(self.queries), len(self.lengths))
+        criterion, of_term = self.student.validate(rows, self.supervision)
         epoch = done.step // self.steps_per_epoch
-        done.validation.append([epoch, done.step, criterion, _mean(terms), len(rows)])
-        if criterion < done.best:
-            done.best, done.best_epoch = criterion, epoch
-            done.best_state = {k: v.detach().cpu().clone() for k, v in self.intervention.state_dict().items()}
+        done.validation.append([epoch, done.step, criterion, of_term, len(rows)])
+        done.keep(criterion, epoch, self.intervention)
 
     def _save(self, done: Progress, checkpoint: Path, made_by: str) -> None:
         with atomic_path(checkpoint) as temporary:
@@ -441,6 +551,34 @@ class Run:
         done = Progress(**saved["progress"])
         log.info("resuming after step %d of %d", done.step, self.total_steps)
         return done
+
+
+def choose_scale(
+    student: Student, supervision: Sequence[Supervision], n_queries: int, scales: Sequence[float]
+) -> Progress:
+    """Try the scales of a fitted intervention on the validation studies, by the criterion of all methods.
+
+    Args:
+        student: the steered backbone over the queries' prompts, followed by the validation studies'.
+        supervision: of every prompt.
+        n_queries: how many prompts are queries'.
+        scales: values for the buffers named ``scale`` of the intervention.
+
+    Returns:
+        A row of validation for each scale, in their order ("epoch" counts them), and the best state.
+    """
+    intervention = student.steering.intervention
+    rows = range(n_queries, len(supervision))
+    done = Progress(0, [], [], math.inf, 0, {})
+    for index, scale in enumerate(scales):
+        for name, buffer in intervention.named_buffers():
+            if name.rpartition(".")[2] == "scale":
+                buffer.fill_(scale)
+        criterion, of_term = student.validate(rows, supervision)
+        log.info("scale %g: validation cross-entropy %.4f", scale, criterion)
+        done.validation.append([index, 0, criterion, of_term, len(rows)])
+        done.keep(criterion, index, intervention)
+    return done
 
 
 def _mean(values: Sequence[torch.Tensor]) -> float:
@@ -497,35 +635,45 @@ def distill(
     seed: int,
     out: str,
     checkpoint: str,
+    layers: str | None = None,
+    demonstrations: str | None = None,
 ) -> None:
-    """Train one method's intervention on the pool's queries and keep the state that is best on validation.
+    """Train or fit one method's intervention on the pool's queries and keep the state that is best on validation.
+
+    A module with a function ``fit(intervention, examples)`` is first fitted on states of the queries, without
+    gradients (``dive.distillation.examples``). A method with ``epochs`` is then trained; one with ``scales`` takes the
+    one of them that validation prefers.
 
     The criterion is the same for all methods: the uniform cross-entropy of report and terminator on validation
     studies, before training and after every epoch. A killed run goes on from ``checkpoint`` and ends in the same bits.
 
     Args:
         backbone: ``backbones.<name>`` of the config; ``batch.training`` examples are in memory at once.
-        method: ``methods.<name>``: module, weights, loss, optimiser, epochs, batch_size, and what the module reads.
+        method: ``methods.<name>``: module, and weights, loss, optimiser, epochs, batch_size of a trained method,
+            ``scales`` of a fitted one, and what the module reads.
         studies: path of ``studies.parquet``.
         pool: path of the pool's JSON: queries and validation studies.
-        spans: path of the decisive spans.
+        spans: path of the decisive spans, of the annotator that ``method.weights.source`` asks for.
         vision: folder of the vision features.
         teacher: folder of the teacher's states, which hold what its demonstrations taught; None where ``loss.kd`` is 0.
         training: max_report_tokens, validation_studies; optionally prefix_cache_gb (1), checkpoint_seconds (60).
         seed: fixes initial values and order (demonstrations have their own stream).
         out: adapter folder.
         checkpoint: file outside the declared outputs; removed at the end.
+        layers: folder of the states of the teacher's layers; None where nothing reads them.
+        demonstrations: path of the drawn demonstrations, for a method that runs the queries with them itself.
 
     Raises:
         ValueError: a setting does not fit; the message names it.
         RuntimeError: the loss is not finite, or memory ran out.
     """
-    loss_settings = {"kd": 1.0, "ce": 0.5, "temperature": 1.0, **method.get("loss", {})}
-    if loss_settings.pop("hidden", 0.0):
-        raise ValueError("methods.*.loss.hidden needs the teacher's states of all layers, which are not cached; set 0")
-    if loss_settings["kd"] and teacher is None:
+    is_trained = "epochs" in method
+    loss_settings = {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0, **method.get("loss", {})}
+    if is_trained and loss_settings["kd"] and teacher is None:
         raise ValueError("methods.*.loss.kd is not 0 but no teacher states are given")
-    members = read_json(pool)
+    if is_trained and loss_settings["hidden"] and layers is None:
+        raise ValueError("methods.*.loss.hidden is not 0 but no states of the teacher's layers are given")
+    members = readable_pool(pool, vision)
     queries = members["queries"]
     validation = members["validation"][: training["validation_studies"]]
     if len(validation) < training["validation_studies"]:
@@ -535,37 +683,57 @@ def distill(
     targets = read_targets(studies)
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
-    layers = loaded.layers
+    decoder = loaded.layers
     prompts = render_supervised(
         loaded, [*queries, *validation], targets, features.n_tokens, training.get("max_report_tokens")
     )
     if n_cut := sum(not prompt.complete for prompt in prompts):
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
     uids = [*queries, *validation]
+    weights = method.get("weights", {})
+    at_once = backbone["batch"]["training"]
+    relevance = relevance_of(weights, prompts[: len(queries)], loaded, features, at_once) + [None] * len(validation)
     supervision = [
-        supervise(prompt, of_study, targets[uid], method.get("weights", {}))
-        for uid, prompt, of_study in zip(uids, prompts, spans_of(spans, uids), strict=True)
+        supervise(prompt, of_study, targets[uid], weights, relevant, seed)
+        for uid, prompt, of_study, relevant in zip(uids, prompts, spans_of(spans, uids), relevance, strict=True)
     ]
     states = Shards(teacher) if teacher is not None and loss_settings["kd"] else None
+    layer_states = Shards(layers) if layers is not None else None
 
-    intervention = build_intervention(method, len(layers), loaded.width, seed)
+    intervention = build_intervention(
+        method, len(decoder), loaded.width, seed, lambda: look_inside(loaded.model, decoder)[0].shape
+    )
     torch.manual_seed(int(stream(seed, "training").integers(2**63)))  # a method may draw while it trains
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = _fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, spans, vision, teacher],
+        [studies, pool, spans, vision, teacher, layers, demonstrations],
     )
-    at_once = backbone["batch"]["training"]
-    with Steering(layers, intervention) as steering:
+    if (fit := fit_of(method)) is not None:
+        of_queries, shown = prompts[: len(queries)], None
+        if demonstrations is not None:
+            drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
+            limit = training.get("max_report_tokens")
+            shown = render_supervised(loaded, queries, targets, features.n_tokens, limit, drawn)
+        fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states, shown))
+    inside = look_inside(loaded.model, decoder) if intervention.acts_inside else None
+    with Steering(decoder, intervention, inside) as steering:
         kept_bytes = training.get("prefix_cache_gb", 1.0) * 1e9
         student = Student(loaded, steering, prompts, features, at_once, kept_bytes)
-        run = Run(student, supervision, queries, states, method, loss_settings, at_once, seed)
         log.info(
-            "%s: %d parameters on layers %s; %d queries, %d steps, chosen on %d validation studies",
+            "%s: %d parameters on layers %s; %d queries, chosen on %d validation studies",
             method.get("title", method["module"]), intervention.n_parameters, intervention.sites, len(queries),
-            run.total_steps, len(validation),
+            len(validation),
         )  # fmt: skip
-        progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
+        if is_trained:
+            run = Run(
+                student, supervision, queries, states, method, loss_settings, at_once, seed,
+                layer_states if loss_settings["hidden"] else None,
+            )  # fmt: skip
+            log.info("%d steps", run.total_steps)
+            progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
+        else:
+            progressed = choose_scale(student, supervision, len(queries), method.get("scales", [1.0]))
 
     intervention.load_state_dict(progressed.best_state)
     with atomic_path(out) as folder:
@@ -574,7 +742,7 @@ def distill(
             folder,
             intervention,
             method,
-            describe_backbone(loaded.model, layers, loaded.source, loaded.revision),
+            describe_backbone(loaded.model, decoder, loaded.source, loaded.revision),
             {"dataset": _dataset_of(studies), "queries": len(queries)},
             progressed.best_epoch,
             record(backbone=backbone, method=method, training=outcome, seed=seed),
@@ -583,4 +751,9 @@ def distill(
         best = [[*row, int(row[0] == progressed.best_epoch)] for row in progressed.validation]
         _write_rows(folder / "validation.csv", VALIDATION_COLUMNS, best)
     Path(checkpoint).unlink(missing_ok=True)
-    log.info("kept epoch %d: validation cross-entropy %.4f", progressed.best_epoch, progressed.best)
+    kept = (
+        f"epoch {progressed.best_epoch}"
+        if is_trained
+        else f"scale {method.get('scales', [1.0])[progressed.best_epoch]}"
+    )
+    log.info("kept %s: validation cross-entropy %.4f", kept, progressed.best)

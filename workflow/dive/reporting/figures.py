@@ -42,11 +42,12 @@ COLOURS = {
     "reference": "#56B4E9",
     "published": "#E69F00",
     "ours": "#D55E00",
+    "transfer": "#009E73",
     "ablation": "#0072B2",
 }
 """Colour of a group (Okabe and Ito, 2008: distinct with every kind of colour vision); groups also differ by marker."""
 
-MARKERS = {"control": "s", "reference": "D", "published": "^", "ours": "o", "ablation": "v"}
+MARKERS = {"control": "s", "reference": "D", "published": "^", "ours": "o", "transfer": "P", "ablation": "v"}
 
 SEED = {"linestyle": "", "marker": "|", "color": "black", "alpha": 0.7, "markersize": 7, "markeredgewidth": 0.8}
 """How a single seed is drawn over the mean's marker."""

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
-from dive.reporting.tables import GROUPS, METRICS, Row, blocks, marks, read_csv, table_notes
-
-SPLITS = {"train": "training", "validate": "validation", "test": "test"}
+from dive.reporting.claims import read_claims, shown_cells, shown_rows, verdict_notes
+from dive.reporting.flow import flow_diagram
+from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
 
 
 def write_report(
@@ -27,6 +28,10 @@ def write_report(
     costs: str | None = None,
     settings: Mapping[str, Any] | None = None,
     version: str = "",
+    pools: Mapping[str, str] | None = None,
+    vision: Mapping[tuple[str, str], str] | None = None,
+    decisive: Sequence[Mapping[str, str]] = (),
+    claims: tuple[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the page.
 
@@ -42,6 +47,12 @@ def write_report(
         costs: CSV of :func:`dive.reporting.costs.summarise_costs`; None leaves the section out.
         settings: what of the configuration is shown, nested; printed as dotted keys.
         version: version of the code, printed below the title.
+        pools: dataset -> JSON of its pool, for the flow diagram.
+        vision: (dataset, backbone) -> folder of the vision features, which says what could not be decoded.
+        decisive: for each dataset its ``title``, ``table`` and ``figure`` of decisive tokens
+            (:func:`dive.reporting.sparsity.compare_annotators`), and ``view``, the address of the page that shows
+            reports, or "".
+        claims: CSV of :func:`dive.reporting.claims.write_claims` and its layout; None leaves the section out.
     """
     import jinja2
 
@@ -54,10 +65,20 @@ def write_report(
         title=title,
         version=version,
         experiments=[experiment_section(name, tables[name], layouts[name], figures.get(name, ())) for name in tables],
-        flows=[flow_section(titles.get(name, name), path) for name, path in flows.items()],
+        flows=[
+            flow_section(
+                titles.get(name, name),
+                path,
+                (pools or {}).get(name),
+                {backbone: folder for (dataset, backbone), folder in (vision or {}).items() if dataset == name},
+            )
+            for name, path in flows.items()
+        ],
+        claims=claims_section(*claims) if claims else None,
         acceptance=acceptance_section(acceptance) if acceptance else None,
         costs=cost_section(costs) if costs else None,
         settings=list(dotted(settings or {})),
+        decisive=[decisive_section(entry) for entry in decisive],
     )
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -94,6 +115,8 @@ def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 {
                     "value": "" if value is None else f"{value:.{metric.decimals}f}",
                     "spread": "" if spread is None else f"{spread:.{metric.decimals}f}",
+                    "interval": describe_interval(row, metric),
+                    "resolved": bool(row[f"{metric.name}_resolved"]),
                     "mark": marked.get((row["method"], metric.name), ""),
                 }
             )
@@ -107,18 +130,42 @@ def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
         group = row["group"]
 
 
+def describe_interval(row: Row, metric: Metric) -> str:
+    """The interval of a cell, shown when a reader points at it; empty where there is none."""
+    low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
+    return "" if low is None else f"interval {low:.{metric.decimals}f} to {high:.{metric.decimals}f}"
+
+
+def claims_section(path: str, layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims with their verdicts in every setting, the ablations that beat ours, and what the verdicts mean."""
+    rows = read_claims(path)
+    return {
+        "rows": [{**shown_cells(row, layout), "line": row["line"], "said": row["verdict"]} for row in shown_rows(rows)],
+        "held": sum(row["line"] == "overall" and row["verdict"] == "holds" for row in rows),
+        "claims": sum(row["line"] == "overall" for row in rows),
+        "notes": verdict_notes(layout),
+    }
+
+
 def embed_svg(path: str) -> str:
     """A data URI of an SVG file; as an image of its own, its identifiers cannot clash with another figure's."""
     return "data:image/svg+xml;base64," + base64.b64encode(Path(path).read_bytes()).decode("ascii")
 
 
-def flow_section(title: str, path: str) -> dict[str, Any]:
-    """From the raw studies to the used ones, rule by rule; shares are of the raw studies."""
+def flow_section(
+    title: str, path: str, pool: str | None = None, vision: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """From the raw studies to the used ones: the diagram, and rule by rule; shares are of the raw studies."""
     counts = read_json(path)
+    drawn = {group: len(uids) for group, uids in read_json(pool).items()} if pool else None
+    decoded = {name: count_readable(pool, folder) for name, folder in (vision or {}).items()} if pool else None
     raw = counts["raw"]["studies"]
-    used = counts["used"]
     return {
         "title": title,
+        "diagram": flow_diagram(title, counts, drawn, decoded),
+        "notes": [
+            {"what": name.replace("_", " "), "number": number} for name, number in counts["notes"].items() if number
+        ],
         "convention": counts.get("convention_note") or counts.get("convention", ""),
         "raw": raw,
         "steps": [
@@ -129,11 +176,6 @@ def flow_section(title: str, path: str) -> dict[str, Any]:
                 "share": step["remaining"] / raw if raw else 0.0,
             }
             for step in counts["flow"]
-        ],
-        "used": [
-            {"split": SPLITS[split], "studies": used[split]["studies"], "patients": used[split]["patients"]}
-            for split in SPLITS
-            if split in used
         ],
     }
 
@@ -159,6 +201,28 @@ def acceptance_section(path: str) -> dict[str, Any]:
         "criteria": accepted["criteria"],
         "pairs": pairs,
         "lines": [{**line, "cells": [line["cells"].get(pair) for pair in pairs]} for line in lines.values()],
+    }
+
+
+def decisive_section(entry: Mapping[str, str]) -> dict[str, Any]:
+    """Shares of each annotator's tokens by backbone, in per cent, with what they say in words."""
+    with Path(entry["table"]).open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    shares = ("tokens", "loss", "kl", "weight", "weighted_loss", "weighted_kl")
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cells = [f"{100 * float(row[name]):.1f}" if row[name] and row["kind"] != "all" else "" for name in shares]
+        for name in ("loss", "kl"):
+            density, low, high = (row[f"{name}_{key}"] for key in ("density", "low", "high"))
+            cells.append(f"{float(density):.2f} ({float(low):.2f} to {float(high):.2f})" if density else "")
+        if row["kind"] != "all":
+            lines.setdefault(row["backbone"], []).append({"title": row["title"], "cells": cells})
+    said = {row["backbone"]: row["verdict"] for row in rows if row["verdict"]}
+    return {
+        "title": entry["title"],
+        "view": entry["view"],
+        "figure": embed_svg(entry["figure"]),
+        "blocks": [{"title": name, "said": said[name], "rows": of_backbone} for name, of_backbone in lines.items()],
     }
 
 

@@ -43,12 +43,19 @@ def acceptance(path: Path) -> str:
     return "\n".join([f"The world of this run meets {judged['met']} of its {judged['criteria']} criteria.", *missed])
 
 
+def claims(path: Path) -> str:
+    """The verdicts on the claims, without the sentences below them."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(["", *(line for line in lines if line.startswith("|")), ""])
+
+
 def main(readme: str, results: str, experiment: str, mermaid: str) -> None:
-    """Fill the blocks ``rules``, ``table``, ``acceptance`` and ``costs`` of a README from a folder of results."""
+    """Fill the blocks rules, table, claims, acceptance and costs of a README from a folder of results."""
     folder = Path(results)
     blocks = {
         "rules": rule_graph(mermaid),
         "table": f"```\n{format_table(str(folder / 'tables' / f'{experiment}.csv')).strip()}\n```",
+        "claims": claims(folder / "tables/claims.md"),
         "acceptance": acceptance(folder / "world/acceptance.json"),
         "costs": (folder / "costs/rules.md").read_text(encoding="utf-8"),
     }

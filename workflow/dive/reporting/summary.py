@@ -1,4 +1,4 @@
-"""What a run says at its end: how the synthetic world was accepted, the table, and where everything is.
+"""What a run says at its end: how the synthetic world was accepted, the table, the claims, and where everything is.
 
 Run as a module: ``python -m dive.reporting.summary results main``.
 """
@@ -10,7 +10,9 @@ from pathlib import Path
 from dive.reporting.tables import format_table
 
 PLACES = {
+    "tables/claims.csv": "every claim of the abstract with its estimate, interval and verdict; .tex for a paper",
     "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
+    "tables/{experiment}-significance.tex": "ours against each published method; 2x2, mechanisms, termination beside",
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
     "report/index.html": "the page about what was run",
     "world/acceptance.md": "the acceptance of the synthetic world, on validation",
@@ -35,6 +37,8 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
     if (acceptance := folder / "world/acceptance.md").is_file():
         parts.append(acceptance.read_text(encoding="utf-8"))
     parts += [format_table(str(path)) for name in experiments if (path := folder / f"tables/{name}.csv").is_file()]
+    if (claims := folder / "tables/claims.md").is_file():
+        parts.append(claims.read_text(encoding="utf-8"))
     places = {
         place.format(experiment=name): what.format(experiment=name)
         for place, what in PLACES.items()

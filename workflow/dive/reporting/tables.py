@@ -5,18 +5,21 @@ Run as a module it prints the table: ``python -m dive.reporting.tables results/t
 
 import csv
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dive.files import atomic_path, read_json
+from dive.reporting.latex import escape_latex, float_table, printed, shortstack, stacked
+from dive.scores.multiplicity import family
 
 GROUPS = {
     "control": "Control",
     "reference": "Reference",
     "published": "Published",
     "ours": "Ours",
+    "transfer": "Transfer",
     "ablation": "Ablation",
 }
 """Groups of rows in the order of the table, with their headings."""
@@ -62,22 +65,34 @@ CONVENTIONS = {
 }
 """What the notes call ``selection.convention``; scores under different conventions are not comparable."""
 
-IDENTITY = ("dataset", "dataset_title", "backbone", "backbone_title", "method", "title", "group", "n", "seeds")
-"""Leading columns of the CSV; ``seeds`` is the number of seeds behind mean and sd."""
+IDENTITY = (
+    *("dataset", "dataset_title", "backbone", "backbone_title", "method", "title", "group", "n", "seeds"),
+    "patients",
+)
+"""Leading columns of the CSV; ``seeds`` is their number behind mean and sd, ``patients`` that behind the intervals."""
+
+PARTS = ("", "_sd", "_low", "_high", "_resolved")
+"""Columns of a metric: mean, standard deviation over seeds, interval over patients and seeds, and in rows of published
+methods whether ours is resolved from them (1 above, -1 below, 0 neither)."""
+
+ARCHIVES = {"radgraph_f1": "RadGraph F1", "chexbert_f1": "CheXbert F1"}
+"""Metrics whose convention names the archive of a model; the notes repeat it."""
 
 WIDTH = 120
 """Columns of a terminal that :func:`format_table` may use."""
 
 Row = dict[str, Any]
 Scores = Mapping[tuple[str, str, str], str]
+Comparisons = Mapping[tuple[str, str], str]
 
 
-def collect_rows(scores: Scores, layout: Mapping[str, Any]) -> list[Row]:
+def collect_rows(scores: Scores, layout: Mapping[str, Any], comparisons: Comparisons | None = None) -> list[Row]:
     """Read every ``summary.json`` into rows ordered by dataset, backbone, group and the layout's methods.
 
     Args:
         scores: (dataset, backbone, method) -> folder of the scores.
         layout: see :func:`write_tables`.
+        comparisons: (dataset, backbone) -> JSON of :func:`dive.scores.significance.compare_methods`, for intervals.
 
     Raises:
         ValueError: if a name is not in the layout, a group is unknown, or two methods of one dataset and
@@ -96,10 +111,13 @@ def collect_rows(scores: Scores, layout: Mapping[str, Any]) -> list[Row]:
     for dataset in layout["datasets"]:
         for backbone in layout["backbones"]:
             block: list[Row] = []
+            judged = read_json(comparisons[dataset, backbone]) if (dataset, backbone) in (comparisons or {}) else None
+            resolved = resolve_published(judged, layout) if judged else {}
             for method in ordered:
                 if (dataset, backbone, method) not in scores:
                     continue
-                metrics = read_json(Path(scores[dataset, backbone, method]) / "summary.json")["metrics"]
+                summary = read_json(Path(scores[dataset, backbone, method]) / "summary.json")
+                metrics = summary["metrics"]
                 row: Row = {
                     "dataset": dataset,
                     "dataset_title": layout["datasets"][dataset]["title"],
@@ -110,10 +128,17 @@ def collect_rows(scores: Scores, layout: Mapping[str, Any]) -> list[Row]:
                     "group": methods[method]["group"],
                     "n": metrics["bleu4"]["n"],
                     "seeds": len(metrics["bleu4"]["seeds"]),
+                    "patients": judged["patients"] if judged else None,
                 }
                 for metric in METRICS:
                     row[metric.name] = metrics[metric.name]["mean"]
                     row[f"{metric.name}_sd"] = metrics[metric.name]["sd"]
+                    found = judged["methods"][method]["metrics"].get(metric.name, {}) if judged else {}
+                    row[f"{metric.name}_low"], row[f"{metric.name}_high"] = found.get("low"), found.get("high")
+                    row[f"{metric.name}_resolved"] = resolved.get((method, metric.name))
+                    if metric.name in ARCHIVES:
+                        said = summary.get("conventions", {}).get(metric.name)
+                        row[f"{metric.name}_archive"] = said if row[metric.name] is not None else None
                 block.append(row)
             sizes = {row["n"] for row in block}
             if len(sizes) > 1:
@@ -123,14 +148,29 @@ def collect_rows(scores: Scores, layout: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def resolve_published(comparison: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    """(published method, metric) -> whether ours is resolved from it; the family is the block's ranked metrics."""
+    groups = {group: [name for name, entry in layout["methods"].items() if entry["group"] == group] for group in RANKED}
+    if len(groups["ours"]) != 1:
+        return {}  # with two of ours a mark would not say which
+    ranked = [metric.name for metric in METRICS if metric.ranked]
+    alpha = layout["significance"]["alpha"]
+    found = family(comparison, groups["ours"][0], groups["published"], ranked, alpha)
+    return {key: row["resolved"] for key, row in found.items()}
+
+
 def write_csv(rows: Iterable[Row], path: str) -> None:
     """Write rows with four decimals; an absent value is an empty cell, never a zero."""
-    columns = [*IDENTITY, *(name for metric in METRICS for name in (metric.name, f"{metric.name}_sd"))]
+    columns = [
+        *IDENTITY,
+        *(f"{metric.name}{part}" for metric in METRICS for part in PARTS),
+        *(f"{name}_archive" for name in ARCHIVES),
+    ]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
-            cells = (row[column] for column in columns)
+            cells = (row.get(column) for column in columns)
             writer.writerow(
                 "" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells
             )
@@ -143,7 +183,7 @@ def read_csv(path: str) -> list[Row]:
     for row in rows:
         row["n"], row["seeds"] = int(row["n"]), int(row["seeds"])
         for metric in METRICS:
-            for name in (metric.name, f"{metric.name}_sd"):
+            for name in (f"{metric.name}{part}" for part in PARTS):
                 row[name] = float(row[name]) if row[name] else None
     return rows
 
@@ -179,45 +219,19 @@ def marks(block: Iterable[Row]) -> dict[tuple[str, str], str]:
     return found
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "×": r"$\times$",  # noqa: RUF001
-    "±": r"$\pm$",
-    "≥": r"$\ge$",
-    "≤": r"$\le$",
-    "–": "--",  # noqa: RUF001
-    "—": "---",
-    "τ": r"$\tau$",
-    "α": r"$\alpha$",  # noqa: RUF001
-}
-
-
-def escape_latex(text: str) -> str:
-    """Escape plain text for LaTeX, character by character."""
-    return "".join(_LATEX.get(character, character) for character in str(text))
-
-
 def _latex_cell(row: Row, metric: Metric, mark: str | None) -> str:
-    """Two cells: the number, which stays aligned, and its spread."""
-    value, spread = row[metric.name], row[f"{metric.name}_sd"]
+    """Two cells: the number, which stays aligned, and its interval, or its spread where there is no interval."""
+    value, spread, low = row[metric.name], row[f"{metric.name}_sd"], row[f"{metric.name}_low"]
     if value is None:
         return "&"
-    number = f"{value:.{metric.decimals}f}"
-    number = {"best": rf"\textbf{{{number}}}", "second": rf"\underline{{{number}}}"}.get(mark or "", number)
-    return f"{number}&" if spread is None else rf"{number}&$_{{\pm {spread:.{metric.decimals}f}}}$"
+    text = printed(value, metric.decimals)
+    text = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(mark or "", text)
+    if row[f"{metric.name}_resolved"]:
+        text += r"\rlap{$^{\dagger}$}"
+    if low is not None and metric.ranked:
+        gap = r"\hspace{.35em}" if row[f"{metric.name}_resolved"] else ""
+        return f"{text}&{gap}{stacked(low, row[f'{metric.name}_high'], metric.decimals)}"
+    return f"{text}&" if spread is None or low is not None else rf"{text}&$_{{\pm {spread:.{metric.decimals}f}}}$"
 
 
 def describe_selection(selection: Mapping[str, Any]) -> str:
@@ -226,68 +240,96 @@ def describe_selection(selection: Mapping[str, Any]) -> str:
     if selection["convention"] == "own_split" and selection.get("fractions"):
         shares = selection["fractions"]
         convention += f" ({100 * shares['validate']:g} % validation, {100 * shares['test']:g} % test)"
+    if selection["convention"] == "official_valid" and selection.get("fractions"):
+        convention += f" (validation: {100 * selection['fractions']['validate']:g} % of the training patients)"
     section = {"both": "findings and impression"}.get(selection["section"], selection["section"])
     return f"{convention}, {section}, one row per {selection['unit']}, {selection['views']} views"
 
 
-def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
-    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own."""
-    seeds = sorted({row["seeds"] for row in rows})
-    sizes = {row["dataset_title"]: row["n"] for row in rows}
-    notes = [
-        f"K = {layout['shots']} demonstrations (image and report). "
-        + "; ".join(f"{title}: n = {n} test studies" for title, n in sizes.items())
-        + ".",
-        f"Mean over {seeds[-1]} seeds, subscript: standard deviation over seeds; rows without one are deterministic."
-        if seeds[-1] > 1
-        else "One seed, so no spread is given.",
-        "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
-        "in-context teacher) and ablations are not ranked, nor are stop rate and length ratio.",
-        "BLEU-4: corpus BLEU, lower-cased text with separated punctuation; ROUGE-L: F, stemmed. Stop rate: "
-        "reports that end by the end-of-turn token. Length ratio: generated to reference words.",
-    ]
-    absent = [metric.text for metric in METRICS if all(row[metric.name] is None for row in rows)]
-    if absent:
-        notes.append(
-            f"{' and '.join(absent)} F1 are empty because their model weights were not given; the lexicon columns "
-            "are rule-based proxies of them and not the same numbers."
-        )
+def setting_notes(rows: Sequence[Row], layout: Mapping[str, Any]) -> list[str]:
+    """Sentences that every table needs: K, n, seeds and patients, archives, and what the datasets' rows stand for.
+
+    Args:
+        rows: with dataset_title, backbone_title, n, seeds and patients, and the archives where there are any.
+        layout: see :func:`write_tables`.
+    """
+    sizes = {row["dataset_title"]: (row["n"], row.get("patients")) for row in rows}
+    each = [f"{title}: n = {n} test studies{f' of {p} patients' if p else ''}" for title, (n, p) in sizes.items()]
+    notes = [f"K = {layout['shots']} demonstrations (image and report). {'; '.join(each)}."]
+    for name, title in ARCHIVES.items():
+        said = dict.fromkeys(row[f"{name}_archive"] for row in rows if row.get(f"{name}_archive"))
+        notes += [f"{title}: {text.rstrip('.')}." for text in said]
     for kind in ("datasets", "backbones"):
         for entry in layout[kind].values():
             if any(row[f"{kind[:-1]}_title"] == entry["title"] for row in rows):
                 said = [describe_selection(entry["selection"])] if entry.get("selection") else []
                 said += [entry["note"].rstrip(".")] if entry.get("note") else []
                 notes += [f"{entry['title']}: {'; '.join(said)}."] if said else []
-    return [*notes, *layout.get("notes", ())]
+    return notes
+
+
+NORMALISER = "BLEU-4: corpus BLEU, lower-cased text with separated punctuation; ROUGE-L: F of rouge-score, stemmed."
+
+
+def seed_note(rows: Sequence[Row], layout: Mapping[str, Any]) -> str:
+    """Which seeds a number is the mean over."""
+    most = max(row["seeds"] for row in rows)
+    if most <= 1:
+        return "One seed."
+    named = f" ({', '.join(map(str, layout['seeds']))})" if layout.get("seeds") else ""
+    return f"Mean over {most} seeds{named}; a row that draws nothing at random has one."
+
+
+def interval_note(layout: Mapping[str, Any]) -> str:
+    """What the raised and lowered numbers are."""
+    said, seeds = layout["significance"], len(layout.get("seeds", ()))
+    few = f" ({seeds} seeds show {seeds - 1}/{seeds} of the variance between seeds)" if seeds > 1 else ""
+    return (
+        f"Beside a number its {100 * (1 - said['alpha']):g} % interval: paired bootstrap over patients and seeds, "
+        f"{said['resamples']:,} resamples{few}."
+    )
+
+
+def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
+    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own."""
+    settings, *others = setting_notes(rows, layout)
+    judged = any(row[f"{metric.name}_low"] is not None for row in rows for metric in METRICS)
+    notes = [settings, seed_note(rows, layout)]
+    if judged:
+        notes.append(interval_note(layout))
+        if any(row[f"{metric.name}_resolved"] is not None for row in rows for metric in METRICS):
+            notes.append(
+                "†: a published method from which ours is resolved: paired approximate randomization over patients "
+                f"has p < {layout['significance']['alpha']:g} after Holm's correction within the block, and the "
+                "interval of the difference, over patients and seeds, agrees."
+            )
+    elif max(row["seeds"] for row in rows) > 1:
+        notes.append("Subscript: standard deviation over seeds.")
+    notes += [
+        "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
+        "in-context teacher) and ablations are not ranked, nor are stop rate and length ratio.",
+        f"{NORMALISER} Stop rate: reports that end by the end-of-turn token. Length ratio: generated to reference "
+        "words.",
+    ]
+    if any(row["group"] == "transfer" for row in rows):
+        notes.append(
+            "Transfer: the adapter was trained and chosen on the other dataset alone, and writes reports for this one."
+        )
+    absent = [metric.text for metric in METRICS if all(row[metric.name] is None for row in rows)]
+    if absent:
+        notes.append(
+            f"{' and '.join(absent)} F1 are empty because their model weights were not given; the lexicon columns "
+            "are rule-based proxies of them and not the same numbers."
+        )
+    return [*notes, *others, *layout.get("notes", ())]
 
 
 def latex_table(rows: list[Row], layout: Mapping[str, Any]) -> str:
-    """Render the rows as one ``table`` float; it shrinks to the text width where it is wider."""
-    width = 2 + 2 * len(METRICS)
-    lines = [
-        r"% Needs \usepackage{booktabs} and \usepackage{graphicx}. Made by the workflow; the CSV has the numbers.",
-        r"\begin{table}[tp]",
-        r"\centering",
-        rf"\caption{{{escape_latex(layout.get('caption', 'Chest X-ray report generation.'))}}}",
-        r"\label{tab:main}",
-        r"\smallskip\small",
-        r"\setlength{\tabcolsep}{4pt}",
-        r"\sbox0{%",
-        rf"\begin{{tabular}}{{@{{}}ll*{{{len(METRICS)}}}{{r@{{}}l}}@{{}}}}",
-        r"\toprule",
-    ]
-    # A strut in every line keeps the headings' lines level.
-    stacks = [r"\strut\\".join(metric.heading) for metric in METRICS]
-    heads = [rf"\multicolumn{{2}}{{c}}{{\shortstack{{{stack}\strut}}}}" for stack in stacks]
-    lines.append(" & ".join(["", "", *heads]) + r" \\")
+    """Render the rows as one ``table`` float."""
+    lines = [" & ".join(["", "", *(shortstack(metric.heading) for metric in METRICS)]) + r" \\"]
     for block in blocks(rows).values():
         marked = marks(block)
-        heading = escape_latex(f"{block[0]['dataset_title']}, {block[0]['backbone_title']}")
-        lines += [
-            r"\midrule",
-            rf"\multicolumn{{{width}}}{{@{{}}l}}{{\textbf{{{heading}}}}} \\",
-            r"\addlinespace[2pt]",
-        ]
+        lines += block_heading(block[0], 2 + 2 * len(METRICS))
         group = None
         for row in block:
             first = row["group"] != group
@@ -297,19 +339,20 @@ def latex_table(rows: list[Row], layout: Mapping[str, Any]) -> str:
             cells = [_latex_cell(row, metric, marked.get((row["method"], metric.name))) for metric in METRICS]
             label = rf"\textit{{{GROUPS[group]}}}" if first else ""
             lines.append(" & ".join([label, escape_latex(row["title"]), *cells]) + r" \\")
-    notes = " ".join(escape_latex(note) for note in table_notes(rows, layout))
-    lines += [
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\box0}\else\box0\fi",
-        r"\par\smallskip",
-        rf"\begin{{minipage}}{{\textwidth}}\scriptsize {notes}\end{{minipage}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    caption = layout.get("caption", "Chest X-ray report generation.")
+    columns = rf"@{{}}ll*{{{len(METRICS)}}}{{r@{{}}l}}@{{}}"
+    return float_table(layout.get("label", "main"), caption, columns, lines, table_notes(rows, layout))
 
 
-def write_tables(scores: Scores, layout: Mapping[str, Any], out_tex: str, out_csv: str) -> None:
+def block_heading(row: Row, width: int) -> list[str]:
+    """Lines that open the block of a dataset and backbone in a table of ``width`` columns."""
+    heading = escape_latex(f"{row['dataset_title']}, {row['backbone_title']}")
+    return [r"\midrule", rf"\multicolumn{{{width}}}{{@{{}}l}}{{\textbf{{{heading}}}}} \\", r"\addlinespace[2pt]"]
+
+
+def write_tables(
+    scores: Scores, layout: Mapping[str, Any], out_tex: str, out_csv: str, comparisons: Comparisons | None = None
+) -> None:
     """Write the main table in LaTeX and its CSV.
 
     Args:
@@ -317,11 +360,13 @@ def write_tables(scores: Scores, layout: Mapping[str, Any], out_tex: str, out_cs
         layout: what the table says beside numbers, in the order wanted:
             ``datasets`` and ``backbones``: name -> {title, note (optional, printed below the table)}, datasets also
             with their ``selection`` (section, unit, views, convention, fractions), which the notes name;
-            ``methods``: name -> {title, group}; ``shots``: K; ``caption`` and ``notes`` (sentences): optional.
+            ``methods``: name -> {title, group}; ``shots``: K; ``significance``: {alpha, resamples} of the intervals;
+            ``seeds``, ``caption``, ``label`` and ``notes`` (sentences): optional.
         out_tex: the LaTeX table; needs booktabs and graphicx.
         out_csv: the same numbers with four decimals, one row a method.
+        comparisons: (dataset, backbone) -> JSON of the comparisons; without it there are no intervals.
     """
-    rows = collect_rows(scores, layout)
+    rows = collect_rows(scores, layout, comparisons)
     if not rows:
         raise ValueError("no scores were given, so there is no table to write")
     write_csv(rows, out_csv)

@@ -6,7 +6,7 @@ it for a method of the workflow, :func:`score_reports` for any two lists of text
 Nothing here imports torch unless a model-based score has its weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dive.data.generations import read_generations
-from dive.files import atomic_path, read_json, write_json
+from dive.data.readable import readable_pool, studies_left_out
+from dive.files import atomic_path, write_json
 from dive.progress import log
 from dive.provenance import record
 from dive.scores import bleu, chexbert, lexicon, radgraph, termination
@@ -155,8 +156,10 @@ def score_reports(
     return scores_from_statistics(statistics.sum(axis=0), len(said), columns), statistics, columns
 
 
-def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
+def align_generations(path: str, test: Sequence[str], left_out: Collection[str] = ()) -> dict[str, list]:
     """Read generations in the order of ``test``; the same studies for every method and seed, or none at all.
+
+    Studies ``left_out`` may be there: a method that reads no image also writes reports of those that cannot be read.
 
     Raises:
         ValueError: if a test study is missing or repeated, or the file holds others; counted, the first named.
@@ -168,7 +171,7 @@ def align_generations(path: str, test: Sequence[str]) -> dict[str, list]:
         if uid in rows:
             repeated.append(uid)
         rows[uid] = index
-    wanted = set(test)
+    wanted = {*test, *left_out}
     problems = {
         "missing": [uid for uid in test if uid not in rows],
         "repeated": repeated,
@@ -197,6 +200,7 @@ def score_method(
     generations: Mapping[int, str],
     vocabulary: str,
     out: str,
+    vision: str | None = None,
     scorers: Mapping[str, Any] | None = None,
     remembered: str | None = None,
 ) -> None:
@@ -210,6 +214,7 @@ def score_method(
         out: folder that receives ``reports.parquet`` (a row a seed and study: statistics, no text) and
             ``summary.json`` (``metrics``: name -> {mean, sd, seeds: {seed: value}, n}, null where not measured;
             ``conventions``; ``provenance`` with the model-based scorers' archives, hashes and versions).
+        vision: folder of the vision features; its studies without a readable image are scored for no method.
         scorers: settings of the model-based scorers (:func:`dive.scores.assets.located`); without them their metrics
             are null.
         remembered: folder in which they remember what they read.
@@ -217,7 +222,7 @@ def score_method(
     Raises:
         ValueError: if a generations file does not hold every test study exactly once, or a study has no reference.
     """
-    test = read_json(pool)["test"]
+    test = readable_pool(pool, vision)["test"]
     table = pq.read_table(studies, columns=["study_uid", "target"]).to_pydict()
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     missing = [uid for uid in test if not targets.get(uid)]
@@ -231,7 +236,7 @@ def score_method(
     models = load_scorers(scorers or {}, remembered)
     tables, values = [], {}
     for seed, path in sorted((int(seed), path) for seed, path in generations.items()):
-        columns = align_generations(path, test)
+        columns = align_generations(path, test, studies_left_out(vision))
         hypotheses = [report or "" for report in columns["report"]]
         values[seed], statistics, names = score_reports(hypotheses, references, words, columns["stopped"], models)
         tables.append(

@@ -13,10 +13,19 @@ from torch import nn
 
 from dive.files import read_json, write_json
 from dive.progress import log
+from dive.steering.attention import look_inside
 from dive.steering.base import Intervention, build_intervention
 
 FORMAT = "dive-adapter/1"
 WEIGHTS = "adapter.safetensors"
+
+PARTS = {
+    "layer": "the outputs",
+    "heads": "the attention heads",
+    "attention": "the attention outputs",
+    "mlp": "the MLP outputs",
+    "projections": "the attention projections",
+}
 
 CARD = """---
 library_name: dive
@@ -27,7 +36,7 @@ tags: [steering, in-context-vector-distillation, radiology-report-generation]
 # {title} on {backbone}
 
 Steering of the frozen backbone `{backbone}` for writing radiology reports: method `{module}`, {parameters:,} parameters
-on the outputs of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
+on {parts} of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
 Trained on {queries} studies of {dataset}.
 
 ```python
@@ -125,6 +134,7 @@ def save_adapter(
             backbone=backbone["id"],
             module=method["module"],
             parameters=intervention.n_parameters,
+            parts=" and ".join(PARTS[site] for site in intervention.at(sites[0])),
             sites=f"{sites[0]} to {sites[-1]}" if consecutive else ", ".join(map(str, sites)),
             positions=intervention.positions,
             queries=data["queries"],
@@ -157,7 +167,13 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
         method, trained_on, sites = config["method"], config["backbone"], config["sites"]
         expected = {key: trained_on[key] for key in ("model_type", "layers", "width", "weights")}
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError(f"{WEIGHTS} holds numbers that are not finite")
+        # Nothing much larger than the file is built from what a foreign file says.
+        sizes = [value for key, value in method.items() if type(value) is int and key not in ("epochs", "batch_size")]
+        if max(sizes, default=0) > max(4096, sum(tensor.numel() for tensor in tensors.values())):
+            raise ValueError(f"config.json describes a larger method than {WEIGHTS} holds")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a readable adapter folder ({type(error).__name__}: {error})") from error
 
     here = describe_backbone(model, layers, str(getattr(model, "name_or_path", "")))
@@ -173,7 +189,14 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
     if transformers.__version__.split(".")[0] != str(config.get("transformers")).split(".")[0]:
         log.info("%s was trained with transformers %s", folder, config.get("transformers"))
 
-    intervention = build_intervention(method, here["layers"], here["width"], seed=0)
+    try:
+        intervention = build_intervention(
+            method, here["layers"], here["width"], 0, lambda: look_inside(model, layers)[0].shape
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder}: config.json describes no method that can be built ({type(error).__name__}: {error})"
+        ) from error
     state = {name: tuple(tensor.shape) for name, tensor in intervention.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if intervention.sites != sites or state != found:

@@ -1,4 +1,4 @@
-"""Steer a model from outside: forward hooks on its decoder layers, and nothing left behind when they are removed."""
+"""Steer a model from outside: hooks on decoder layers or inside them, and nothing left behind when they are removed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch import nn
 
 from dive.backbones.layers import find_decoder_layers, hidden_of
 from dive.steering.adapters import load_adapter
+from dive.steering.attention import Heads, Inside, Listening, look_inside
 from dive.steering.base import Intervention
 
 # Layers that a Steering is on. Two at once would feed one the states that the other made, which no training saw.
@@ -19,7 +20,7 @@ _STEERED: WeakSet[nn.Module] = WeakSet()
 
 
 class Steering:
-    """An intervention at work on the outputs of decoder layers, until ``detach`` (or the end of a ``with`` block).
+    """An intervention at work on decoder layers, until ``detach`` (or the end of a ``with`` block).
 
     Which positions are steered:
 
@@ -32,28 +33,35 @@ class Steering:
     Args:
         layers: decoder layers of the model, in order.
         intervention: moved to the devices of the layers that it steers.
+        inside: parts of all layers, from ``look_inside``; needed where the intervention acts inside them.
 
     Raises:
-        ValueError: a layer is steered already.
+        ValueError: a layer is steered already, or its parts are needed and not given.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], intervention: Intervention) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], intervention: Intervention, inside: Sequence[Inside] | None = None
+    ) -> None:
         self.intervention = intervention
         self._active = True
         self._mask: torch.Tensor | None = None
         self._rows: torch.Tensor | None = None
         self._cached: dict[int, int | None] = {}
-        self._handles = []
+        self._handles: list[Any] = []
         self._layers = [layers[index] for index in intervention.sites]
         _refuse_steered(self._layers)
+        if intervention.acts_inside and inside is None:
+            raise ValueError(
+                "this intervention acts inside the layers: give their parts, from look_inside(model, layers)"
+            )
         for index, layer in zip(intervention.sites, self._layers, strict=True):
             _STEERED.add(layer)
             if (parameter := next(layer.parameters(), None)) is not None:
                 intervention.layers[str(index)].to(parameter.device)
-            self._handles += [
-                layer.register_forward_pre_hook(self._before(index), with_kwargs=True),
-                layer.register_forward_hook(self._after(index)),
-            ]
+            self._handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
+            for site, module in intervention.at(index).items():
+                parts = None if inside is None else inside[index]
+                self._handles += self._hooks(index, site, module, layer, parts)
 
     def detach(self) -> None:
         """Remove the hooks: the model is what it was."""
@@ -99,36 +107,75 @@ class Steering:
 
         return hook
 
-    def _after(self, index: int) -> Any:
-        def hook(layer: nn.Module, args: tuple, output: Any) -> Any:
+    def _hooks(self, index: int, site: str, module: nn.Module, layer: nn.Module, inside: Inside | None) -> list[Any]:
+        """Put one site module of a layer to work; ``SITES`` of ``dive.steering.base`` says what each is given."""
+        if site == "layer":
+            return [layer.register_forward_hook(self._after(index, module))]
+        if site == "heads":
+            return [Listening(inside.attention, self._change(index, module))]
+        if site == "projections":
+            return [
+                inside.projections[name].register_forward_hook(self._beside(index, projection))
+                for name, projection in module.items()
+            ]
+        if site in ("attention", "mlp"):
+            return [getattr(inside, site).register_forward_hook(self._after(index, module))]
+        raise ValueError(f"{type(module).__name__} acts on {site!r}, which is no site of a decoder layer")
+
+    def _after(self, index: int, module: nn.Module) -> Any:
+        def hook(_: nn.Module, args: tuple, output: Any) -> Any:
             if not self._active:
                 return None
-            hidden = self._steer(index, hidden_of(output))
+            hidden = self._steer(index, module, hidden_of(output))
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
 
-    def _steer(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
+    def _beside(self, index: int, module: nn.Module) -> Any:
+        def hook(_: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+            if not self._active:
+                return None
+            return self._steer(index, lambda out, given: module(given, out), output, args[0])
+
+        return hook
+
+    def _change(self, index: int, module: nn.Module) -> Any:
+        def change(output: torch.Tensor, *attention: Any) -> torch.Tensor:
+            if not self._active:
+                return output
+            rows = self._rows_of(index, *output.shape[:2], output.device)
+            steered = module(Heads(output, *attention, rows))
+            flat = output.reshape(-1, *output.shape[2:])
+            return (steered if rows is None else flat.index_copy(0, rows, steered)).view_as(output)
+
+        return change
+
+    def _steer(self, index: int, function: Any, target: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """``target`` (B, T, d) after ``function`` of the steered positions' rows of it and of ``others``."""
+        rows = self._rows_of(index, *target.shape[:2], target.device)
+        flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (target, *others)]
+        if rows is None:
+            return function(*flat).view_as(target)
+        return flat[0].index_copy(0, rows, function(*[tensor[rows] for tensor in flat])).view_as(target)
+
+    def _rows_of(self, index: int, n_batch: int, length: int, device: torch.device) -> torch.Tensor | None:
+        """Which of the B * T positions of a forward pass are steered; None for all of them."""
         if self._mask is not None:
-            if self._mask.shape != hidden.shape[:2]:
+            if self._mask.shape != (n_batch, length):
                 raise ValueError(
-                    f"the mask of steered positions is {tuple(self._mask.shape)}, the states {tuple(hidden.shape[:2])}"
+                    f"the mask of steered positions is {tuple(self._mask.shape)}, the states {(n_batch, length)}"
                 )
-            if self._rows is None:
-                return self.intervention(index, flat).view_as(hidden)
-            steered = self.intervention(index, flat[self._rows])
-            return flat.index_copy(0, self._rows, steered).view_as(hidden)
-        if self.intervention.positions == "all" or hidden.shape[1] == 1:
-            return self.intervention(index, flat).view_as(hidden)
+            return self._rows
+        if self.intervention.positions == "all" or length == 1:
+            return None
         if self._cached[index] is None:
             raise RuntimeError(
                 "without a key-value cache it is not known which positions belong to the prompt: "
                 "call the model with use_cache=True, or name the positions with Steering.at(mask)"
             )
         if self._cached[index]:
-            return self.intervention(index, flat).view_as(hidden)
-        return torch.cat([hidden[:, :-1], self.intervention(index, hidden[:, -1])[:, None]], dim=1)
+            return None
+        return torch.arange(length - 1, n_batch * length, length, device=device)
 
 
 def _refuse_steered(modules: Iterable[nn.Module]) -> None:
@@ -186,4 +233,5 @@ def attach(
     intervention = adapter if isinstance(adapter, Intervention) else load_adapter(adapter, model, layers, strict)
     if intervention.sites and max(intervention.sites) >= len(layers):
         raise ValueError(f"the adapter steers layer {max(intervention.sites)}; the model has {len(layers)}")
-    return SteeredModel(model, Steering(layers, intervention.eval()))
+    inside = look_inside(model, layers) if intervention.acts_inside else None
+    return SteeredModel(model, Steering(layers, intervention.eval(), inside))

@@ -1,8 +1,9 @@
 """What every steering method is: a small module per decoder layer that maps the layer's output to another one."""
 
 import importlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -10,17 +11,33 @@ import numpy as np
 import torch
 from torch import nn
 
+from dive.steering.attention import AttentionShape
+
 POSITIONS = ("answer", "all")
+
+SITES = ("layer", "heads", "attention", "mlp", "projections")
+"""Where in a decoder layer a site module acts; what it is given and returns (N steered positions, width d):
+
+- ``layer``: the layer's output, (N, d) -> (N, d);
+- ``attention``, ``mlp``: the output of that sub-module, (N, d) -> (N, d);
+- ``heads``: the heads before the output projection, ``dive.steering.attention.Heads`` -> (N, H, h);
+- ``projections``: the attention's linear modules; a mapping from their names to modules (input (N, d_in), output
+  (N, d_out)) -> (N, d_out).
+"""
 
 
 class Intervention(nn.Module):
     """Steering modules of the steered layers, by layer index.
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
-    ``build(n_layers, width, method, seed) -> Intervention``; it is found by name, so no registry imports it.
+    ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``OPTIONS`` that says which settings of its
+    own it reads (``dive.config``); it is found by name, so no registry imports it. One that acts inside attention has
+    ``build(n_layers, width, method, seed, shape)`` with the attention's shape. See docs/adding-a-method.md.
 
     Args:
-        sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype.
+        sites: layer index -> module that maps hidden states (N, width) to (N, width) of the same dtype. A module that
+            acts elsewhere says where in its attribute ``site`` (see ``SITES``); several of one layer are an
+            ``nn.ModuleDict`` from site to module.
         positions: ``answer`` (from the last prompt token on, which predicts y_1) or ``all``.
         decayed: names of the parameters that weight decay applies to, as the site modules call them.
 
@@ -43,12 +60,24 @@ class Intervention(nn.Module):
         """Indices of the steered layers."""
         return [int(index) for index in self.layers]
 
+    def at(self, layer: int) -> dict[str, nn.Module]:
+        """The site modules of a layer, by where they act (``SITES``)."""
+        module = self.layers[str(layer)]
+        if isinstance(module, nn.ModuleDict):
+            return dict(module.items())
+        return {getattr(module, "site", "layer"): module}
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether it acts elsewhere than on the layers' outputs, so that the parts of the layers must be known."""
+        return any(site != "layer" for index in self.sites for site in self.at(index))
+
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Steered hidden states of ``layer``: (N, width) -> (N, width), same dtype."""
+        """Steered outputs of ``layer`` (N, width) -> (N, width), where the site is the layer's output."""
         return self.layers[str(layer)](hidden)
 
     def parameter_groups(self, optimiser: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -82,7 +111,9 @@ class Intervention(nn.Module):
         return list(groups.values())
 
 
-def build_intervention(method: Mapping[str, Any], n_layers: int, width: int, seed: int) -> Intervention:
+def build_intervention(
+    method: Mapping[str, Any], n_layers: int, width: int, seed: int, shape: Callable[[], AttentionShape] | None = None
+) -> Intervention:
     """Build the untrained intervention that ``methods.<name>`` describes, by the module it names.
 
     Args:
@@ -90,19 +121,39 @@ def build_intervention(method: Mapping[str, Any], n_layers: int, width: int, see
         n_layers: decoder layers of the backbone.
         width: d, width of their hidden states.
         seed: fixes the initial values.
+        shape: gives the attention's shape; called only for a method that acts inside attention.
 
     Raises:
-        ValueError: the module does not exist or is no steering method.
+        ValueError: the module does not exist or is no steering method, or it needs a shape that is not given.
     """
+    module = _module_of(method)
+    build = getattr(module, "build", None)
+    if build is None:
+        raise ValueError(f"methods.*.module is {method['module']!r}, which is no steering method of dive/steering/")
+    if "shape" not in inspect.signature(build).parameters:
+        return build(n_layers, width, method, seed)
+    if shape is None:
+        raise ValueError(f"{method['module']} acts inside attention: give the attention's shape")
+    return build(n_layers, width, method, seed, shape())
+
+
+def fit_of(method: Mapping[str, Any]) -> Callable[[Intervention, Any], None] | None:
+    """``fit(intervention, examples)`` of the module that a method names, where it has one.
+
+    It sets the intervention's values from states of the training queries, before any training.
+    """
+    return getattr(_module_of(method), "fit", None)
+
+
+def _module_of(method: Mapping[str, Any]) -> Any:
     name = str(method.get("module"))
     try:
         # Only a plain name, so that a foreign adapter folder cannot lead to another package's code.
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ModuleNotFoundError(name)
-        build = importlib.import_module(f"dive.steering.{name}").build
-    except (ModuleNotFoundError, AttributeError) as error:
+        return importlib.import_module(f"dive.steering.{name}")
+    except ModuleNotFoundError as error:
         raise ValueError(f"methods.*.module is {name!r}, which is no steering method of dive/steering/") from error
-    return build(n_layers, width, method, seed)
 
 
 def steered_layers(layers: str | Sequence[int], n_layers: int) -> list[int]:

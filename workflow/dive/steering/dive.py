@@ -9,6 +9,11 @@ from torch.nn import functional as F
 
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
+OPTIONS = {"rank": "natural", "state": "own|shuffled"}
+
+# States that a shuffled adapter is fed from, a layer.
+BANK = 256
+
 # Added under the root: a state that is zero everywhere stays finite, any other is unchanged in float32.
 EPSILON = 1e-12
 
@@ -25,15 +30,23 @@ class DynamicSteering(nn.Module):
     and v = 0, hence h' = h bit for bit, while D ~ N(0, 1/sqrt(d)) and g = 1 let the gradient reach U at once. With
     r = 0 there is no D, b, U: a static vector in units of the state's rms (d + 1 parameters).
 
+    A shuffled adapter (control: the same capacity, no state) is fed another position's x, out of a bank of zero-shot
+    states of training positions. Which one depends on the bits of h alone: chance with respect to what h means, but
+    the same in training, in decoding and in any batch.
+
     Args:
         width: d.
         rank: r.
         generator: source of D.
+        shuffled: feed the states of a bank.
     """
 
-    def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, rank: int, generator: torch.Generator, shuffled: bool = False) -> None:
         super().__init__()
         self.rank = rank
+        if shuffled:
+            self.register_buffer("bank", torch.zeros(BANK, width))
+        self.shuffled = shuffled
         self.v = nn.Parameter(torch.zeros(width))
         self.g = nn.Parameter(torch.ones(()))
         if rank:
@@ -47,18 +60,44 @@ class DynamicSteering(nn.Module):
         rms = (h.square().mean(-1, keepdim=True) + EPSILON).sqrt()
         s = self.v
         if self.rank:
-            s = s + F.linear(F.gelu(F.linear(h / rms, self.D, self.b)), self.U)
+            x = self.bank[drawn_by(h, BANK)] if self.shuffled else h / rms
+            s = s + F.linear(F.gelu(F.linear(x, self.D, self.b)), self.U)
         return (h + self.g * rms.detach() * s).to(hidden.dtype)
 
 
+def drawn_by(hidden: torch.Tensor, n: int) -> torch.Tensor:
+    """A number below n for each state, from a hash of its first elements in bfloat16: (N, d) -> (N,), int64.
+
+    Rounded, so that the noise of another batch or device rarely draws another number.
+    """
+    bits = hidden.detach()[:, :16].bfloat16().view(torch.int16).long()
+    mixed = torch.zeros_like(bits[:, 0])
+    for column in bits.unbind(1):
+        mixed = (mixed * 31 + column + 32768) % 2147483647
+    return mixed * 48271 % 2147483647 % n
+
+
 def build(n_layers: int, width: int, method: Mapping[str, Any], seed: int) -> Intervention:
-    """Untrained DIVE: ``rank`` (0 = static), ``layers`` (``all`` or indices), ``positions`` of ``method``."""
+    """Untrained DIVE: ``rank`` (0 = static), ``state``, ``layers``, ``positions`` of ``method``."""
     generator = torch_stream(seed, "init")
     return Intervention(
         {
-            index: DynamicSteering(width, method["rank"], generator)
+            index: DynamicSteering(width, method["rank"], generator, method.get("state") == "shuffled")
             for index in steered_layers(method.get("layers", "all"), n_layers)
         },
         positions=method.get("positions", "answer"),
         decayed=frozenset({"U", "D"}),
     )
+
+
+def fit(intervention: Intervention, examples: Any) -> None:
+    """Fill the banks of a shuffled adapter with states of the training queries; any other needs nothing."""
+    if not any(module.shuffled for module in intervention.layers.values()):
+        return
+    pools = [states["layer"].float().cpu() for _, states in examples.zero_shot()]
+    pool = torch.cat(pools, dim=1)
+    pool = pool / (pool.square().mean(-1, keepdim=True) + EPSILON).sqrt()
+    generator = torch_stream(examples.seed, "fit")
+    for index in intervention.sites:
+        rows = torch.randint(pool.shape[1], (BANK,), generator=generator)
+        intervention.layers[str(index)].bank.copy_(pool[index, rows])

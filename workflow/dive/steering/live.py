@@ -8,6 +8,8 @@ from torch import nn
 
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
+OPTIONS = {"alpha": "number", "std": "weight", "lr_a": "rate"}
+
 
 class InContextVector(nn.Module):
     """LIVE's shift of one layer's output h, which keeps its norm, in float32::

@@ -1,0 +1,16 @@
+"""Measure loss and divergence of every token of validation reports."""
+
+from dive.analyses.tokens import analyse_tokens
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    analyse_tokens(
+        backbone=snakemake.params.backbone,
+        studies=snakemake.input.studies,
+        pool=snakemake.input.pool,
+        demonstrations=snakemake.input.demonstrations,
+        vision=snakemake.input.vision,
+        spans=dict(zip(snakemake.params.annotators, snakemake.input.spans, strict=True)),
+        settings=snakemake.params.settings,
+        out=snakemake.output[0],
+    )

@@ -1,0 +1,14 @@
+"""Run the teacher once over the training queries and keep the states of all its layers."""
+
+from dive.distillation.layers import cache_layers
+from dive.progress import logged
+
+with logged(snakemake.log[0]):
+    cache_layers(
+        backbone=snakemake.params.backbone,
+        studies=snakemake.input.studies,
+        demonstrations=snakemake.input.demonstrations,
+        vision=snakemake.input.vision,
+        training={"max_report_tokens": snakemake.params.max_report_tokens},
+        out=snakemake.output[0],
+    )

@@ -1,0 +1,14 @@
+"""Write table and figure of the decisive tokens of a dataset."""
+
+from dive.progress import logged
+from dive.reporting.sparsity import compare_annotators
+
+with logged(snakemake.log[0]):
+    compare_annotators(
+        tokens=list(snakemake.input),
+        backbones=snakemake.params.backbones,
+        layout=snakemake.params.layout,
+        out_tex=snakemake.output.tex,
+        out_csv=snakemake.output.csv,
+        figure=snakemake.output.figure,
+    )

@@ -1,0 +1,16 @@
+"""Write the page that shows reports token by token."""
+
+from dive.progress import logged
+from dive.reporting.tokens import write_view
+
+with logged(snakemake.log[0]):
+    write_view(
+        studies=snakemake.input.studies,
+        analyses=list(snakemake.input.analyses),
+        backbones=snakemake.params.backbones,
+        spans=list(snakemake.input.spans),
+        title=snakemake.params.title,
+        chosen=snakemake.params.chosen,
+        template=snakemake.input.template,
+        out=snakemake.output[0],
+    )

@@ -1,0 +1,290 @@
+"""Before anything starts: are the data what they should be, and what will the configured experiments take?
+
+    python -m dive.data.check --configfile config/paper.yaml        (or make check-data)
+
+Tables are read whole and compared with the official sizes; of reports and images a sample of studies goes through the
+reader and the selection that the run will use. Seconds at full size. Nothing is written, no text of a report is shown.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from dive.config import ConfigError, overlay, resolve
+from dive.data.estimates import Counts, Machine, estimate, shape_of
+from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
+from dive.data.selection import Selection, select
+from dive.data.splits import READERS
+
+OFFICIAL = {"mimic_cxr": MIMIC_CXR_SIZES, "chexpert_plus": CHEXPERT_PLUS_SIZES}
+EXACT = {"mimic_cxr": ("patients", "studies", "images"), "chexpert_plus": ("images",)}
+"""What is published of every split; of CheXpert Plus' patients and studies only the sums are."""
+
+OF_REPORTS = ("no_report", "unreadable_report", "undecodable_report", "sectioned_by_hand")
+"""Rules by which a reader leaves out a study after it has looked for its report, so of the sample only."""
+
+SAMPLE = 2000
+"""Studies whose reports and images are looked at: a share is then known to about two points."""
+
+MEASURED = 200
+"""Images whose size in pixels is read."""
+
+SYNTHETIC_WORDS = 40
+"""Mean words of a synthetic report, for a synthetic dataset that is yet to be written."""
+
+USUAL = {"mimic_cxr": 0.6, "chexpert_plus": 0.25}
+"""Share of studies that have a frontal image and findings, and mean words of these, for data that are not there yet."""
+USUAL_WORDS = 55
+
+
+@dataclass
+class Inspection:
+    """What is known of a dataset.
+
+    Attributes:
+        lines: what to print.
+        problems: what stands in the way of a run.
+        usable: estimated studies of train, validate and test after the selection; None before the data are there.
+        guessed: the same from official sizes and usual shares, where the data cannot be read.
+        words, pixels: mean words of a target; pixels of an image in the middle, None where no image was read.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    usable: dict[str, int] | None = None
+    guessed: dict[str, int] = field(default_factory=dict)
+    words: float = 0.0
+    pixels: float | None = None
+
+
+def inspect(name: str, dataset: Mapping[str, Any], sample: int = SAMPLE) -> Inspection:
+    """Look at one dataset of the configuration.
+
+    Args:
+        name: its name there.
+        dataset: ``datasets.<name>``, resolved.
+        sample: studies whose reports and images are read.
+    """
+    found, root, reader = Inspection(), dataset["root"], dataset["reader"]
+    if dataset.get("synthetic") and not Path(root).exists():
+        found.lines.append("synthetic: the workflow writes it")
+        found.words = SYNTHETIC_WORDS
+        return found
+    rules = replace(Selection.from_config(dataset["selection"]), max_unreadable=1.0)
+    found.problems += check_root(reader, root, name, dataset["selection"])
+    if found.problems:
+        found.words = USUAL_WORDS
+        found.guessed = split_sizes(OFFICIAL[reader], USUAL[reader], rules)
+        return found
+    try:
+        reading = READERS[reader](root, dataset["selection"], sample)
+        unread = [rule for _, rule, _ in reading.excluded if rule in OF_REPORTS]
+        sampled = len(reading.studies) + len(unread)
+        looked_at = replace(reading, excluded=[])
+        studies, _, counts = select(looked_at, root, reader, rules)
+    except DataError as error:
+        found.problems.append(f"datasets.{name}: {error}")
+        return found
+    found.lines += compare_sizes(reading.sizes, {} if dataset.get("synthetic") else OFFICIAL[reader], EXACT[reader])
+    in_tables = sum(size["studies"] for size in reading.sizes.values())
+    if "reports" in reading.notes:
+        found.lines.append(f"reports on disk: {reading.notes['reports']:,} of {in_tables:,} studies")
+        absent = in_tables - reading.notes["reports"]
+        if absent > dataset["selection"]["max_unreadable"] * in_tables:
+            found.problems.append(f"datasets.{name}: {absent:,} of {in_tables:,} studies have no report on disk")
+    left_out = {step["rule"]: step["left_out"] for step in counts["flow"] if step["left_out"]}
+    left_out |= {rule: unread.count(rule) for rule in dict.fromkeys(unread)}
+    told = ", ".join(f"{rule.replace('_', ' ')} {100 * n / sampled:.1f} %" for rule, n in left_out.items())
+    share = studies["study_uid"].str.rsplit("/", n=1).str[0].nunique() if rules.unit == "image" else len(studies)
+    share /= max(1, sampled)
+    found.lines.append(f"a sample of {sampled:,} studies: {100 * share:.1f} % usable; left out: {told or 'none'}")
+    found.lines += [f"{what.replace('_', ' ')}: {n:,}" for what, n in reading.notes.items() if n and what not in SHOWN]
+    bad, images = counts["images_left_out"], int(studies["image_paths"].str.len().sum())
+    if len(bad) > dataset["selection"]["max_unreadable"] * (images + len(bad)):
+        examples = "\n".join(f"    {item['path']}: {item['problem']}" for item in bad[:3])
+        found.problems.append(
+            f"datasets.{name}: {len(bad)} of {images + len(bad)} sampled images are missing or broken, more than "
+            f"selection.max_unreadable allows. The first:\n{examples}"
+        )
+    found.usable = split_sizes(reading.sizes, share, rules)
+    found.words = float(studies["n_words"].mean())
+    found.pixels = middle_size([Path(root) / paths[0] for paths in studies["image_paths"][:MEASURED]])
+    usable = ", ".join(f"{split} {number:,}" for split, number in found.usable.items())
+    found.lines.append(f"usable, about: {usable}; {found.words:.0f} words a report")
+    return found
+
+
+SHOWN = ("images", "patients", "reports")
+"""Counts of a reading that are told otherwise."""
+
+
+def compare_sizes(
+    sizes: Mapping[str, Mapping[str, int]], official: Mapping[str, Mapping[str, int]], exact: tuple[str, ...]
+) -> list[str]:
+    """Lines with patients, studies and images of every split, and how they differ from the official ones."""
+    lines = []
+    for split in dict.fromkeys([*official, *sizes]):
+        counted = sizes.get(split, {"patients": 0, "studies": 0, "images": 0})
+        told = ", ".join(f"{n:,} {what}" for what, n in counted.items())
+        wanted = official.get(split, {})
+        differing = [
+            f"{what} {counted[what] - wanted[what]:+,}" for what in exact if wanted and counted[what] != wanted[what]
+        ]
+        verdict = "as released" if not differing else f"differs from the release: {', '.join(differing)}"
+        lines.append(f"{split}: {told}" + (f" ({verdict})" if wanted else ""))
+    return lines
+
+
+def split_sizes(sizes: Mapping[str, Mapping[str, int]], share: float, rules: Selection) -> dict[str, int]:
+    """Estimated studies of train, validate and test under the selection's convention."""
+    own = {split: share * size["studies"] for split, size in sizes.items()}
+    validate, test = rules.fractions["validate"], rules.fractions["test"]
+    if rules.convention == "own_split":
+        total = sum(own.values())
+        own = {"train": (1 - validate - test) * total, "validate": validate * total, "test": test * total}
+    elif rules.convention == "official_valid":
+        train = own.get("train", 0)
+        own = {"train": (1 - validate) * train, "validate": validate * train, "test": own.get("valid", 0)}
+    return {split: round(own.get(split, 0)) for split in ("train", "validate", "test")}
+
+
+def middle_size(paths: list[Path]) -> float | None:
+    """Median of the images' sizes in pixels, by their headers."""
+    sizes = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.width * image.height)
+        except OSError:
+            continue
+    return float(sorted(sizes)[len(sizes) // 2]) if sizes else None
+
+
+def count_pool(name: str, pool: Mapping[str, int | None], found: Inspection) -> Counts:
+    """Studies of a dataset's pool; asks for too many are added to the problems."""
+    usable = found.usable or found.guessed
+    half = usable.get("train", 0) // 2
+    all_there_are = {
+        "queries": half if pool["demonstrations"] is None else usable.get("train", 0) - (pool["demonstrations"] or 0),
+        "demonstrations": half if pool["queries"] is None else usable.get("train", 0) - (pool["queries"] or 0),
+        "validation": usable.get("validate", 0),
+        "test": usable.get("test", 0),
+    }
+    counts = {group: all_there_are[group] if size is None else size for group, size in pool.items()}
+    if found.usable is not None:
+        for group, size in counts.items():
+            # A sample knows the share to about two points, so only what is clearly too much is said.
+            if size > 1.1 * all_there_are[group]:
+                found.problems.append(
+                    f"datasets.{name}.pool.{group} asks for {size:,} studies, but about {all_there_are[group]:,} are "
+                    f"usable: lower it, or relax datasets.{name}.selection"
+                )
+    return Counts(**{group: max(0, size) for group, size in counts.items()}, words=found.words, pixels=found.pixels)
+
+
+def read_config(files: list[str]) -> dict[str, Any]:
+    """config.yaml with its overlays, checked and complete, as Snakemake merges them."""
+    config: dict[str, Any] = {}
+    for file in files:
+        config = overlay(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {})
+    return resolve(config)
+
+
+def check_data(config: dict[str, Any], machine: Machine, sample: int = SAMPLE, tokens_a_word: float = 1.5) -> bool:
+    """Print what is found of every dataset that the experiments use, and the estimates.
+
+    Returns:
+        True when nothing is in the way of a run.
+    """
+    grids = [config["grids"][experiment] for experiment in config["experiments"]]
+    counts, sound = {}, True
+    for name in dict.fromkeys(name for grid in grids for name in grid["datasets"]):
+        dataset = config["datasets"][name]
+        print(f"{name} ({dataset['reader']}) at {dataset['root']}")
+        found = inspect(name, dataset, sample)
+        counts[name] = count_pool(name, dataset["pool"], found)
+        for line in found.lines:
+            print(f"  {line}")
+        for problem in found.problems:
+            print(f"  PROBLEM: {problem}")
+        sound &= not found.problems
+        print()
+    print_estimates(config, grids, counts, machine, tokens_a_word)
+    return sound
+
+
+def print_estimates(
+    config: dict[str, Any],
+    grids: list[dict[str, Any]],
+    counts: dict[str, Counts],
+    machine: Machine,
+    tokens_a_word: float,
+) -> None:
+    """Print a line for each dataset and backbone, and the sums."""
+    print("Estimates: GPU hours by stage, and disk in GB; `at most`: if every report ran to decoding.max_new_tokens")
+    print(
+        f"assumed: {machine.tflops:g} TFLOP/s, {machine.bandwidth:g} GB/s, {machine.layer_ms:g} ms a layer's call, "
+        f"{tokens_a_word:g} tokens a word"
+    )
+    hours = most = disk = 0.0
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for grid in grids:
+        for dataset in grid["datasets"]:
+            for backbone in grid["backbones"]:
+                methods.setdefault((dataset, backbone), {}).update(dict.fromkeys(grid["methods"]))
+    loaded = set()
+    for (dataset, backbone), names in methods.items():
+        settings = config["backbones"][backbone]
+        shape = shape_of(settings)
+        if shape is None:
+            print(
+                f"  {dataset}, {backbone}: no estimate, no config.json of backbones.{backbone}.path is on this machine"
+            )
+            continue
+        spent = estimate(counts[dataset], settings, shape, config, list(names), machine, tokens_a_word)
+        stored = dict(spent.bytes)
+        if backbone in loaded:
+            del stored["backbone"]
+        loaded.add(backbone)
+        disk += sum(stored.values())
+        size = ", ".join(f"{what} {value / 1e9:.3g}" for what, value in stored.items())
+        if settings["device"] == "cpu":
+            print(f"  {dataset}, {backbone}: runs on the CPU, so no GPU hours; GB: {size}")
+            continue
+        time = ", ".join(f"{stage} {seconds / 3600:.2f}" for stage, seconds in spent.seconds.items())
+        hours += sum(spent.seconds.values()) / 3600
+        most += spent.longest / 3600
+        print(f"  {dataset}, {backbone}: h: {time} (at most {spent.longest / 3600:.1f} in all); GB: {size}")
+    print(f"  all: {hours:.1f} GPU hours (at most {most:.1f}), {disk / 1e9:.3g} GB on disk beside the data")
+
+
+def main(arguments: list[str]) -> int:
+    """The command; 0 when nothing is in the way of a run, 1 when something is, 2 when the configuration is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m dive.data.check", description="Check the data and estimate a run.")
+    parser.add_argument("--configfile", nargs="*", default=[], help="overlays of config.yaml, as snakemake takes them")
+    parser.add_argument("--profile", nargs="*", default=[], help="profiles, whose configfile is read")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="studies whose reports and images are looked at")
+    parser.add_argument("--tflops", type=float, default=Machine.tflops, help="1e12 operations a second of the GPU")
+    parser.add_argument("--bandwidth", type=float, default=Machine.bandwidth, help="of the GPU's memory, GB a second")
+    parser.add_argument("--layer-ms", type=float, default=Machine.layer_ms, help="least time of calling a layer")
+    parser.add_argument("--tokens-a-word", type=float, default=1.5, help="of the tokenizer on reports")
+    given, _ = parser.parse_known_args(arguments)  # other options are snakemake's, when make passes them
+    try:
+        profiles = [yaml.safe_load((Path(folder) / "config.yaml").read_text()) for folder in given.profile]
+        overlays = [file for profile in profiles for file in profile.get("configfile", [])]
+        config = read_config(["config.yaml", *overlays, *given.configfile])
+    except (ConfigError, OSError, yaml.YAMLError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    machine = Machine(given.tflops, given.bandwidth, given.layer_ms)
+    return 0 if check_data(config, machine, given.sample, given.tokens_a_word) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
