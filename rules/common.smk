@@ -118,7 +118,7 @@ def spans_file(dataset, source):
 
 def spans_of(wildcards):
     """The decisive spans that a method's weights act on."""
-    return spans_file(wildcards.dataset, config["methods"][wildcards.method]["weights"]["source"])
+    return spans_file(wildcards.dataset, config["methods"][wildcards.method].get("weights", {}).get("source"))
 
 
 def annotations_of(wildcards):

@@ -186,6 +186,7 @@ def test_a_method_s_scores_name_the_checkpoint(weights, tmp_path):
     assert summary["metrics"]["chexbert_f1"]["seeds"] == pytest.approx(dict.fromkeys("01", expected["chexbert_f1"]))
     assert summary["metrics"]["radgraph_f1"]["mean"] is None
     assert summary["provenance"]["scorers"] == {"chexbert": scorer.identity}
+    assert f"chexbert.pth (sha256 {scorer.identity['sha256'][:12]})" in summary["conventions"]["chexbert_f1"]
     assert str(tmp_path) not in json.dumps(summary)
     reports = pq.read_table(tmp_path / "scores/reports.parquet").to_pandas()
     assert (reports[list(COLUMNS)].to_numpy()[:3] == rows).all()

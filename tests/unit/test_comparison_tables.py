@@ -205,6 +205,11 @@ def test_a_real_latex_accepts_every_table(tmp_path):
         (folder / f"main-{table}.tex").write_text(text)
     paths = write(tmp_path, **every)
     write_tables(summaries(tmp_path, names, methods), layout, str(folder / "main.tex"), str(folder / "main.csv"), paths)
+    text = (folder / "main.tex").read_text()
+    assert text.count(r"\begin{table}") == 2  # two blocks each, the notes once
+    assert text.count("K = 4") == 1
+    assert r"\label{tab:main-2}" in text
+    assert r"Notes: below Table~\ref{tab:main-2}." in text
     out = [str(folder / f"claims.{suffix}") for suffix in ("tex", "csv", "md")]
     write_claims([(*pair, path) for pair, path in paths.items()], layout, *out)
     compile_tables(str(folder), str(tmp_path / "out.pdf"))

@@ -80,6 +80,7 @@ def test_long_hypotheses_are_cut_and_counted(folder):
     assert statistics[:, 3].tolist() == [1, 0]
     assert statistics[0, :3].tolist() == [100, 100, 100]
     assert scorer.scores(statistics.sum(axis=0), 2)["radgraph_capped"] == 1
+    assert "radgraph 0.1.18, archive radgraph (sha256 " in scorer.conventions["radgraph_f1"]
     assert "cut after 10 words" in scorer.conventions["radgraph_f1"]
 
 

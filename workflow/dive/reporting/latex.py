@@ -15,6 +15,9 @@ from dive.files import atomic_path
 PACKAGES = "apt-get install --no-install-recommends texlive-latex-base texlive-latex-recommended"
 """What has pdflatex, booktabs and graphicx on Debian and Ubuntu."""
 
+ROWS = 50
+"""Rows that a page takes in a readable size."""
+
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -68,20 +71,42 @@ def shortstack(lines: Sequence[str]) -> str:
     return rf"\multicolumn{{2}}{{c}}{{\shortstack{{{text}\strut}}}}"
 
 
-def float_table(label: str, caption: str, columns: str, lines: Iterable[str], notes: Iterable[str]) -> str:
-    """One ``table`` float that shrinks to the text width, and to most of the text height, where it is larger.
+def float_table(label: str, caption: str, columns: str, lines: Sequence[str], notes: Iterable[str]) -> str:
+    """A table as ``table`` floats: one, or where it has more than ``ROWS`` rows several, cut where a block starts.
+
+    A float shrinks to the text width, and to most of the text height, where it is larger.
 
     Args:
         label: after ``tab:``.
         caption: plain text.
         columns: the column specification of the tabular.
-        lines: the tabular from the heading to the last row, in LaTeX.
-        notes: plain sentences below the table.
+        lines: the tabular from the heading to the last row, in LaTeX; blocks start with ``\\midrule``.
+        notes: plain sentences, below the last float.
     """
-    notes = " ".join(escape_latex(note) for note in notes)
+    starts = [index for index, line in enumerate(lines) if line == r"\midrule"]
+    head, blocks = lines[: starts[0]], [lines[i:j] for i, j in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    parts: list[list[str]] = [[]]
+    for block in blocks:
+        if parts[-1] and sum(line.endswith(r"\\") for line in [*parts[-1], *block]) > ROWS:
+            parts.append([])
+        parts[-1] += block
+    below = " ".join(escape_latex(note) for note in notes)
+    text = r"% Needs \usepackage{booktabs} and \usepackage{graphicx}. Made by the workflow; the CSV has the numbers."
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        text += "\n" + _float(
+            label if not index else f"{label}-{index + 1}",
+            caption if not index else f"{caption.rstrip('.')} (continued).",
+            columns,
+            [*head, *part],
+            below if last else rf"Notes: below Table~\ref{{tab:{label}-{len(parts)}}}.",
+        )
+    return text + "\n"
+
+
+def _float(label: str, caption: str, columns: str, lines: Iterable[str], notes: str) -> str:
     return "\n".join(
         [
-            r"% Needs \usepackage{booktabs} and \usepackage{graphicx}. Made by the workflow; the CSV has the numbers.",
             r"\begin{table}[tp]",
             r"\centering",
             rf"\caption{{{escape_latex(caption)}}}",
@@ -100,7 +125,6 @@ def float_table(label: str, caption: str, columns: str, lines: Iterable[str], no
             r"\par\smallskip",
             rf"\begin{{minipage}}{{\textwidth}}\scriptsize {notes}\end{{minipage}}",
             r"\end{table}",
-            "",
         ]
     )
 
@@ -140,15 +164,18 @@ def compile_tables(folder: str, out: str) -> None:
         for table in tables:
             shutil.copy(table, place)
         Path(place, "tables.tex").write_text(document(table.stem for table in tables), encoding="utf-8")
-        done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"],
-            cwd=place,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        for _ in range(2):  # a second time where a table refers to its continuation
+            done = subprocess.run(
+                ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"],
+                cwd=place,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+            if done.returncode or "Rerun to get" not in done.stdout:
+                break
         wide = [line for line in done.stdout.splitlines() if line.startswith(("Overfull", "LaTeX Warning: Float too"))]
         if done.returncode or wide:
             told = "\n".join(wide) if wide and not done.returncode else done.stdout[-2000:]

@@ -43,12 +43,6 @@ PREFIX = "chexbert"
 COLUMNS = (*count_columns(PREFIX), *flag_columns(PREFIX))
 """Additive columns of a report: hits, false alarms and misses of 14 observations; samples, samples5, exact5."""
 
-CONVENTIONS = {
-    "chexbert_f1": "micro F1 of CheXbert's 14 observations, uncertain as positive; 0..100",
-    "chexbert_f1_macro": "macro F1 of the 14; _weighted, _samples and the 5 of CheXpert's competition beside it",
-    "chexbert_exact5": "share of reports whose five observations all agree (f1chexbert's accuracy); 0..1",
-}
-
 
 class CheXbert:
     """The scorer: classes of texts, and what follows from them.
@@ -66,7 +60,6 @@ class CheXbert:
 
     name = "chexbert"
     columns = COLUMNS
-    conventions = CONVENTIONS
 
     def __init__(
         self,
@@ -85,6 +78,12 @@ class CheXbert:
             "checkpoint": Path(path).name,
             "sha256": sha256(path),
             "encoder": Path(encoder).name if Path(encoder).is_dir() else encoder,
+        }
+        self.conventions = {
+            "chexbert_f1": "micro F1 of 14 observations, uncertain as positive, as f1chexbert 0.0.2 computes it, by "
+            f"CheXbert's checkpoint {Path(path).name} (sha256 {self.identity['sha256'][:12]}); 0..100",
+            "chexbert_f1_macro": "macro F1 of the 14; _weighted, _samples and CheXpert's competition's 5 beside it",
+            "chexbert_exact5": "share of reports whose five observations all agree (f1chexbert's accuracy); 0..1",
         }
         self._model: torch.nn.Module | None = None
         self._tokenizer: Any = None

@@ -57,7 +57,7 @@ class RadGraph:
     def __init__(
         self,
         path: str,
-        archive: str = "radgraph",
+        archive: str = "radgraph-xl",
         max_words: int | None = 350,
         lower: bool = False,
         device: str = "auto",
@@ -80,7 +80,8 @@ class RadGraph:
             "sha256": {str(file.relative_to(Path(path) / archive)): sha256(file) for file in files},
         }
         self.conventions = {
-            "radgraph_f1": f"mean `partial` reward of radgraph {package}, archive {archive}, "
+            "radgraph_f1": f"mean `partial` reward of radgraph {package}, archive {archive} (sha256 "
+            f"{self.identity['sha256']['weights.th'][:12]}), "
             + (f"hypotheses cut after {max_words} words, " if max_words else "")
             + f"{'lower-cased' if lower else 'case as written'}; 0..100",
             "radgraph_capped": "number of hypotheses that were cut",
