@@ -62,7 +62,7 @@ def checked_counts(results: Path, dataset: str, check: str) -> dict:
     drawn = read_json(results / f"demonstrations/{dataset}/k4/seed0.json")
     assert {group: len(draws) for group, draws in drawn.items()} == {group: len(pool[group]) for group in drawn}
     assert pool["test"]
-    assert (results / f"annotations/{dataset}/spans.parquet").stat().st_size
+    assert (results / f"annotations/{dataset}/vocabulary/spans.parquet").stat().st_size
     return counts
 
 

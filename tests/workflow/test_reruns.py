@@ -29,7 +29,7 @@ def retrained(methods: int) -> dict[str, int]:
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
-    project.change("rank", "8")
+    project.edit("config.yaml", "rank: 16                # r of U", "rank: 8 # r of U")
     assert project.planned() == retrained(3)
     methods = {path.split("/")[4] for path in project.planned_files() if path.startswith("results/adapters/")}
     assert methods == {"dive", "dive_uniform", "dive_no_teacher"}
@@ -105,7 +105,8 @@ def test_a_module_reruns_those_that_import_it(project: Project) -> None:
 
 def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there(project: Project) -> None:
     """Another annotator as a control is one entry; random tokens read the spans that are there."""
-    project.edit("config.yaml", "      - dive_no_teacher\n", "      - dive_no_teacher\n      - dive_random\n")
+    last = "      - dive_no_teacher\n"
+    project.edit("config.yaml", f"{last}  baselines:", f"{last}      - dive_random\n  baselines:")
     assert project.planned() == retrained(1)
     project.edit("config.yaml", "weights: {source: random}", "weights: {source: union}")
     assert project.planned() == {"annotate": 2, **retrained(1)}

@@ -10,7 +10,7 @@ MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 
 
 def test_all_errors_are_told_at_once_without_a_traceback(fresh: Project) -> None:
-    fresh.change("rank", "-1")
+    fresh.edit("config.yaml", "rank: 16                # r of U", "rank: -1 # r of U")
     fresh.edit("config.yaml", "      - dive_uniform\n", "      - dive_unifrom\n")
     fresh.edit("config.yaml", "section: findings ", "sectoin: findings ")
     done = fresh.run("snakemake", "--dry-run")
