@@ -19,6 +19,7 @@ include: "rules/analyse.smk"
 include: "rules/distill.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
+include: "rules/tables.smk"
 include: "rules/report.smk"
 
 

@@ -1,5 +1,82 @@
 """Whether a sparse set of tokens decides: measured token by token, compared between annotators, and shown."""
 
+# What the analysis of decisive tokens compares and shows. Real reports are shown only where the settings say so.
+
+
+SHOWN = config["methods"][config["analysis"]["method"]]["weights"]
+COMPARED = list(
+    dict.fromkeys(
+        [
+            config["annotation"]["annotator"],
+            *config["analysis"]["annotators"],
+            *({SHOWN["source"]} & {*ANNOTATORS, "random"}),
+        ]
+    )
+)
+VIEW = config["analysis"]["view"]
+VIEWED = [name for name in DATASETS if VIEW["studies"] and (name in SYNTHETIC or VIEW["credentialed"])]
+
+
+def compared_spans(wildcards):
+    """The spans of every annotator that is compared."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED]
+
+
+def viewed_spans(wildcards):
+    """The spans whose polarity and source the view shows; random tokens have none."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED if name in ANNOTATORS]
+
+
+def analysis_settings():
+    """What decides the numbers of the analysis; parameters of statistics are those of a method that uses them."""
+    names = list(dict.fromkeys([*config["analysis"]["statistics"], *({SHOWN["source"]} & set(STATISTICS))]))
+    return {
+        "studies": config["analysis"]["studies"],
+        "max_report_tokens": config["training"]["max_report_tokens"],
+        "seed": config["seeds"][0],
+        "annotator": config["annotation"]["annotator"],
+        "statistics": {name: SHOWN["level" if name == "value_at_risk" else "exponent"] for name in names},
+        "weights": {key: SHOWN[key] for key in ("pathology", "eos", "source")},
+    }
+
+
+def analysed_backbones(dataset):
+    """The backbones with which a dataset is run."""
+    return [backbone for name, backbone in PAIRS if name == dataset]
+
+
+def analyses_of(wildcards):
+    """The tokens of a dataset with every backbone."""
+    return [f"results/analyses/{wildcards.dataset}/{b}/tokens.parquet" for b in analysed_backbones(wildcards.dataset)]
+
+
+def backbone_titles_of(wildcards):
+    """Titles of the backbones with which a dataset is run."""
+    return [config["presentation"]["backbones"][name]["title"] for name in analysed_backbones(wildcards.dataset)]
+
+
+def title_of_dataset(wildcards):
+    """Title of a dataset."""
+    return config["presentation"]["datasets"][wildcards.dataset]["title"]
+
+
+def sparsity_layout(wildcards):
+    """What the table of annotators says beside numbers."""
+    settings = analysis_settings()
+    method = config["analysis"]["method"]
+    return {
+        "dataset": title_of_dataset(wildcards),
+        "method": config["presentation"]["methods"][method]["title"],
+        "shots": config["shots"],
+        **{key: settings[key] for key in ("annotator", "weights")},
+    }
+
+
+def sparsity(suffix):
+    """The comparison of annotators of every dataset, as a table or a figure."""
+    folder = "figures" if suffix == "svg" else "tables"
+    return [f"results/{folder}/sparsity/{dataset}.{suffix}" for dataset in DATASETS]
+
 
 rule analyse:
     """Loss of the zero-shot backbone and its divergence from the teacher at every token of validation reports."""

@@ -1,97 +1,38 @@
-"""Tables, figures and the page about what was run; presentation is read here and nowhere else."""
+"""Figures, the page about what was run, and what it all cost."""
 
 
-rule tabulate:
-    """The paper's main table in LaTeX, and its numbers."""
-    input:
-        scores=summaries_of,
-        comparisons=comparisons_of,
-    output:
-        tex="results/tables/{experiment}.tex",
-        csv=report(
-            "results/tables/{experiment}.csv",
-            caption="../workflow/report/table.rst",
-            category="Tables",
-            labels={"experiment": "{experiment}", "table": "results"},
-        ),
-    log:
-        "logs/tabulate/{experiment}.log",
-    benchmark:
-        "benchmarks/tabulate/{experiment}.tsv"
-    threads: 1
-    resources:
-        mem_mb=500,
-    params:
-        rows=rows_of,
-        pairs=pairs_of,
-        layout=layout_for,
-        code=code_version("scripts/tabulate.py"),
-    message:
-        "{wildcards.experiment}: writing the table"
-    script:
-        "../scripts/tabulate.py"
+def adapters_of(wildcards):
+    """The adapters whose training an experiment's figure shows."""
+    trained = [name for name in methods_of("steering") if "epochs" in config["methods"][name]]
+    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
+    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in rows for seed in config["seeds"]]
 
 
-rule tabulate_comparison:
-    """A table beside the main one: termination, significance, the 2x2, or single mechanisms."""
-    input:
-        comparisons=comparisons_of,
-        adapters=adapters_in_table,
-    output:
-        tex="results/tables/{experiment}-{table}.tex",
-        csv=report(
-            "results/tables/{experiment}-{table}.csv",
-            caption="../workflow/report/comparison.rst",
-            category="Tables",
-            labels={"experiment": "{experiment}", "table": "{table}"},
-        ),
-    log:
-        "logs/tabulate_comparison/{experiment}/{table}.log",
-    benchmark:
-        "benchmarks/tabulate_comparison/{experiment}/{table}.tsv"
-    threads: 1
-    resources:
-        mem_mb=500,
-    params:
-        pairs=pairs_of,
-        layout=layout_for,
-        methods=settings_in_table,
-        adapters=adapter_keys_in_table,
-        code=code_version("scripts/tabulate_comparison.py"),
-    message:
-        "{wildcards.experiment}: writing the table of {wildcards.table}"
-    script:
-        "../scripts/tabulate_comparison.py"
+def shown_settings():
+    """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
+    methods = dict.fromkeys(method for _, _, method in ROWS)
+    return {
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
+        "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
+        "training": TRAINING,
+        "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
+        "methods": {
+            name: {key: value for key, value in config["methods"][name].items() if key != "files"} for name in methods
+        },
+    }
 
 
-rule claim:
-    """Whether the claims of the abstract hold on what was run."""
-    input:
-        [path for experiment in config["experiments"] for path in comparisons_in(experiment)],
-    output:
-        tex="results/tables/claims.tex",
-        csv=report(
-            "results/tables/claims.csv",
-            caption="../workflow/report/claims.rst",
-            category="Tables",
-            labels={"experiment": "all", "table": "claims"},
-        ),
-        markdown="results/tables/claims.md",
-    log:
-        "logs/claim.log",
-    benchmark:
-        "benchmarks/claim.tsv"
-    threads: 1
-    resources:
-        mem_mb=500,
-    params:
-        pairs=[pair for experiment in config["experiments"] for pair in pairs_in(experiment)],
-        layout=layout_of_claims(),
-        code=code_version("scripts/claim.py"),
-    message:
-        "holding the claims of the abstract against the comparisons"
-    script:
-        "../scripts/claim.py"
+def made_at_the_end():
+    """Everything that nothing else is made from, the costs aside."""
+    ends = expand(
+        ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
+        experiment=config["experiments"],
+    )
+    views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
+    known = ["results/world/lexicon.md"] if KNOWN else []
+    tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
+    tables += [*sparsity("tex"), "results/tables/claims.tex"]
+    return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]
 
 
 rule plot:

@@ -1,5 +1,64 @@
 """Scores of every row, and the acceptance of the synthetic world."""
 
+# Settings of the scores that need a model; of one without weights there is nothing to depend on.
+SCORERS = located(config["scores"])
+
+
+def scorer_gpus(wildcards):
+    """Devices that a scoring job takes."""
+    return int(any(settings and settings["device"] != "cpu" for settings in SCORERS.values()))
+
+
+def generations_of(wildcards):
+    """The reports of all seeds of a method; what reads no backbone is the same for every backbone."""
+    folder = "results/generations/{dataset}/{backbone}/{method}"
+    if wildcards.method in methods_of("constant", "external"):
+        folder = "results/generations/{dataset}/{method}"
+    return expand(f"{folder}/seed{{seed}}.parquet", seed=seeds_of(wildcards), **wildcards)
+
+
+def probes():
+    """The probes of every selected dataset and backbone for which the synthetic world answers."""
+    return [f"results/world/{d}/{b}.json" for d, b in PAIRS if d in SYNTHETIC and b in TINY]
+
+
+def acceptance(suffix):
+    """The acceptance, where there is a synthetic world to accept."""
+    return [f"results/world/acceptance.{suffix}"] if probes() else []
+
+
+def grouped(experiment, group):
+    """Methods of an experiment's grid that belong to a group of the table."""
+    groups = config["presentation"]["methods"]
+    return [name for name in methods_in(experiment) if groups[name]["group"] == group]
+
+
+def compared_methods(wildcards):
+    """The methods that a dataset and backbone have, all of which are compared."""
+    pair = (wildcards.dataset, wildcards.backbone)
+    return [row[2] for row in select_rows(wildcards.experiment) if row[:2] == pair]
+
+
+def compared_scores(file):
+    """A function for a file of the scores of each of these methods."""
+
+    def files(wildcards):
+        folder = f"results/scores/{wildcards.dataset}/{wildcards.backbone}"
+        return [f"{folder}/{method}/{file}" for method in compared_methods(wildcards)]
+
+    return files
+
+
+def compared_ours(wildcards):
+    """The methods that are compared with all others."""
+    ours = grouped(wildcards.experiment, "ours")
+    return [name for name in compared_methods(wildcards) if name in ours]
+
+
+def compared_contrasts(wildcards):
+    """Effects of the 2x2, as weights of methods."""
+    return contrasts_of(methods_in(wildcards.experiment), compared_ours(wildcards))
+
 
 rule score:
     """Score the reports of all seeds of a method."""
