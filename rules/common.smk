@@ -136,3 +136,162 @@ def memory(wildcards):
 def methods_in(experiment):
     """Settings of the methods of an experiment's grid, in its order."""
     return {name: config["methods"][name] for name in config["grids"][experiment]["methods"]}
+
+
+# What single rules read and are given.
+
+
+def marking_of(source):
+    """The annotator whose spans a source of weights reads: the controls and statistics have none of their own."""
+    if source == "random":
+        return config["annotation"]["random"]["like"]
+    return source if source in ANNOTATORS else config["annotation"]["annotator"]
+
+
+def spans_file(dataset, source):
+    """The decisive spans that a source of weights reads."""
+    return f"results/annotations/{dataset}/{marking_of(source)}/spans.parquet"
+
+
+def spans_of(wildcards):
+    """The decisive spans that a method's weights act on."""
+    return spans_file(wildcards.dataset, config["methods"][wildcards.method].get("weights", {}).get("source"))
+
+
+def annotations_of(wildcards):
+    """RadGraph's published graphs of a dataset, for an annotator that reads them."""
+    graphs = config["annotation"]["radgraph"]["annotations"].get(wildcards.dataset)
+    return [graphs] if graphs and "radgraph" in parts_of(wildcards.annotator) else []
+
+
+def vocabulary_of(wildcards):
+    """The vocabulary, for an annotator that reads it."""
+    return ["workflow/resources/vocabulary.csv"] if "vocabulary" in parts_of(wildcards.annotator) else []
+
+
+def parts_of(annotator):
+    """The annotators that one consists of: itself, or those that a union holds."""
+    return config["annotation"]["union"] if annotator == "union" else [annotator]
+
+
+def annotator_settings(annotator):
+    """What an annotator reads of the configuration, and nothing of the others."""
+    said = config["annotation"]
+    if annotator == "union":
+        return {"annotator": "union", "parts": [annotator_settings(part) for part in said["union"]]}
+    own = {key: said[key] for key in ("classes", "include_cues")} if annotator == "vocabulary" else said[annotator]
+    return {"annotator": annotator, **{key: value for key, value in own.items() if key != "annotations"}}
+
+
+def annotator_for(wildcards):
+    """The settings of the annotator that a job runs."""
+    return annotator_settings(wildcards.annotator)
+
+
+def code_of_annotator(script):
+    """A function for the code version of a script with the annotators that it loads by name."""
+
+    def version(wildcards):
+        return code_version(script, *(f"dive.annotation.{part}" for part in parts_of(wildcards.annotator)))
+
+    return version
+
+
+def teacher_of(wildcards):
+    """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
+    if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
+        return []
+    return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def layers_of(wildcards):
+    """The cached states of all the teacher's layers, for a method that aligns its own to them or averages them."""
+    if not reads_layers(config["methods"][wildcards.method]):
+        return []
+    return "results/layers/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+
+
+def fitted_demonstrations(wildcards):
+    """The demonstrations of the training queries, for a method that runs the queries with them itself."""
+    if not reads_demonstrations(config["methods"][wildcards.method]):
+        return []
+    return demonstrations_file(wildcards.dataset, wildcards.seed)
+
+
+def shown_demonstrations(wildcards):
+    """The demonstrations of a method that has them in its context."""
+    shown = config["methods"][wildcards.method].get("demonstrations", False)
+    return demonstrations_file(wildcards.dataset, wildcards.seed) if shown else []
+
+
+def adapter_of(wildcards):
+    """The trained adapter of a steering method: this dataset's, or for method@dataset that one's."""
+    method, _, other = wildcards.method.partition("@")
+    if method not in methods_of("steering"):
+        return []
+    return f"results/adapters/{other or wildcards.dataset}/{wildcards.backbone}/{method}/seed{wildcards.seed}"
+
+
+def reports_of(wildcards):
+    """The file of another system's reports on a dataset."""
+    return config["methods"][wildcards.method]["files"][wildcards.dataset]
+
+
+# Settings of the scores that need a model; of one without weights there is nothing to depend on.
+SCORERS = located(config["scores"])
+
+
+def scorer_gpus(wildcards):
+    """Devices that a scoring job takes."""
+    return int(any(settings and settings["device"] != "cpu" for settings in SCORERS.values()))
+
+
+def generations_of(wildcards):
+    """The reports of all seeds of a method; what reads no backbone is the same for every backbone."""
+    folder = "results/generations/{dataset}/{backbone}/{method}"
+    if wildcards.method in methods_of("constant", "external"):
+        folder = "results/generations/{dataset}/{method}"
+    return expand(f"{folder}/seed{{seed}}.parquet", seed=seeds_of(wildcards), **wildcards)
+
+
+def probes():
+    """The probes of every selected dataset and backbone for which the synthetic world answers."""
+    return [f"results/world/{d}/{b}.json" for d, b in PAIRS if d in SYNTHETIC and b in TINY]
+
+
+def acceptance(suffix):
+    """The acceptance, where there is a synthetic world to accept."""
+    return [f"results/world/acceptance.{suffix}"] if probes() else []
+
+
+def grouped(experiment, group):
+    """Methods of an experiment's grid that belong to a group of the table."""
+    groups = config["presentation"]["methods"]
+    return [name for name in methods_in(experiment) if groups[name]["group"] == group]
+
+
+def compared_methods(wildcards):
+    """The methods that a dataset and backbone have, all of which are compared."""
+    pair = (wildcards.dataset, wildcards.backbone)
+    return [row[2] for row in select_rows(wildcards.experiment) if row[:2] == pair]
+
+
+def compared_scores(file):
+    """A function for a file of the scores of each of these methods."""
+
+    def files(wildcards):
+        folder = f"results/scores/{wildcards.dataset}/{wildcards.backbone}"
+        return [f"{folder}/{method}/{file}" for method in compared_methods(wildcards)]
+
+    return files
+
+
+def compared_ours(wildcards):
+    """The methods that are compared with all others."""
+    ours = grouped(wildcards.experiment, "ours")
+    return [name for name in compared_methods(wildcards) if name in ours]
+
+
+def compared_contrasts(wildcards):
+    """Effects of the 2x2, as weights of methods."""
+    return contrasts_of(methods_in(wildcards.experiment), compared_ours(wildcards))

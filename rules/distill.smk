@@ -1,27 +1,6 @@
 """Training of the steering methods."""
 
 
-def teacher_of(wildcards):
-    """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
-    if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
-        return []
-    return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
-
-
-def layers_of(wildcards):
-    """The cached states of all the teacher's layers, for a method that aligns its own to them or averages them."""
-    if not reads_layers(config["methods"][wildcards.method]):
-        return []
-    return "results/layers/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
-
-
-def fitted_demonstrations(wildcards):
-    """The demonstrations of the training queries, for a method that runs the queries with them itself."""
-    if not reads_demonstrations(config["methods"][wildcards.method]):
-        return []
-    return demonstrations_file(wildcards.dataset, wildcards.seed)
-
-
 rule distill:
     """Distil the teacher into a method's adapter; the checkpoint is chosen on validation."""
     input:

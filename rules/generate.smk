@@ -1,25 +1,6 @@
 """Reports of every method for the test studies."""
 
 
-def shown_demonstrations(wildcards):
-    """The demonstrations of a method that has them in its context."""
-    shown = config["methods"][wildcards.method].get("demonstrations", False)
-    return demonstrations_file(wildcards.dataset, wildcards.seed) if shown else []
-
-
-def adapter_of(wildcards):
-    """The trained adapter of a steering method: this dataset's, or for method@dataset that one's."""
-    method, _, other = wildcards.method.partition("@")
-    if method not in methods_of("steering"):
-        return []
-    return f"results/adapters/{other or wildcards.dataset}/{wildcards.backbone}/{method}/seed{wildcards.seed}"
-
-
-def reports_of(wildcards):
-    """The file of another system's reports on a dataset."""
-    return config["methods"][wildcards.method]["files"][wildcards.dataset]
-
-
 rule generate:
     """Write a report for every test study by greedy decoding, the same limit and no penalty for any method."""
     input:

@@ -1,40 +1,6 @@
 """Figures, the page about what was run, and what it all cost."""
 
 
-def adapters_of(wildcards):
-    """The adapters whose training an experiment's figure shows."""
-    trained = [name for name in methods_of("steering") if "epochs" in config["methods"][name]]
-    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
-    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in rows for seed in config["seeds"]]
-
-
-def shown_settings():
-    """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
-    methods = dict.fromkeys(method for _, _, method in ROWS)
-    return {
-        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
-        "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
-        "training": TRAINING,
-        "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
-        "methods": {
-            name: {key: value for key, value in config["methods"][name].items() if key != "files"} for name in methods
-        },
-    }
-
-
-def made_at_the_end():
-    """Everything that nothing else is made from, the costs aside."""
-    ends = expand(
-        ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
-        experiment=config["experiments"],
-    )
-    views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
-    known = ["results/world/lexicon.md"] if KNOWN else []
-    tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
-    tables += [*sparsity("tex"), "results/tables/claims.tex"]
-    return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]
-
-
 rule plot:
     """The results of every method, and the course of training."""
     input:

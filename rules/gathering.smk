@@ -1,0 +1,203 @@
+"""What the analysis, the tables, the figures and the page gather, and what they say beside numbers."""
+
+# What the analysis of decisive tokens compares and shows. Real reports are shown only where the settings say so.
+
+
+SHOWN = config["methods"][config["analysis"]["method"]]["weights"]
+COMPARED = list(
+    dict.fromkeys(
+        [
+            config["annotation"]["annotator"],
+            *config["analysis"]["annotators"],
+            *({SHOWN["source"]} & {*ANNOTATORS, "random"}),
+        ]
+    )
+)
+VIEW = config["analysis"]["view"]
+VIEWED = [name for name in DATASETS if VIEW["studies"] and (name in SYNTHETIC or VIEW["credentialed"])]
+
+
+def compared_spans(wildcards):
+    """The spans of every annotator that is compared."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED]
+
+
+def viewed_spans(wildcards):
+    """The spans whose polarity and source the view shows; random tokens have none."""
+    return [spans_file(wildcards.dataset, name) for name in COMPARED if name in ANNOTATORS]
+
+
+def analysis_settings():
+    """What decides the numbers of the analysis; parameters of statistics are those of a method that uses them."""
+    names = list(dict.fromkeys([*config["analysis"]["statistics"], *({SHOWN["source"]} & set(STATISTICS))]))
+    return {
+        "studies": config["analysis"]["studies"],
+        "max_report_tokens": config["training"]["max_report_tokens"],
+        "seed": config["seeds"][0],
+        "annotator": config["annotation"]["annotator"],
+        "statistics": {name: SHOWN["level" if name == "value_at_risk" else "exponent"] for name in names},
+        "weights": {key: SHOWN[key] for key in ("pathology", "eos", "source")},
+    }
+
+
+def analysed_backbones(dataset):
+    """The backbones with which a dataset is run."""
+    return [backbone for name, backbone in PAIRS if name == dataset]
+
+
+def analyses_of(wildcards):
+    """The tokens of a dataset with every backbone."""
+    return [f"results/analyses/{wildcards.dataset}/{b}/tokens.parquet" for b in analysed_backbones(wildcards.dataset)]
+
+
+def backbone_titles_of(wildcards):
+    """Titles of the backbones with which a dataset is run."""
+    return [config["presentation"]["backbones"][name]["title"] for name in analysed_backbones(wildcards.dataset)]
+
+
+def title_of_dataset(wildcards):
+    """Title of a dataset."""
+    return config["presentation"]["datasets"][wildcards.dataset]["title"]
+
+
+def sparsity_layout(wildcards):
+    """What the table of annotators says beside numbers."""
+    settings = analysis_settings()
+    method = config["analysis"]["method"]
+    return {
+        "dataset": title_of_dataset(wildcards),
+        "method": config["presentation"]["methods"][method]["title"],
+        "shots": config["shots"],
+        **{key: settings[key] for key in ("annotator", "weights")},
+    }
+
+
+def sparsity(suffix):
+    """The comparison of annotators of every dataset, as a table or a figure."""
+    folder = "figures" if suffix == "svg" else "tables"
+    return [f"results/{folder}/sparsity/{dataset}.{suffix}" for dataset in DATASETS]
+
+
+def rows_of(wildcards):
+    """(dataset, backbone, method) of every row of an experiment's table."""
+    return select_rows(wildcards.experiment)
+
+
+def summaries_of(wildcards):
+    """The scores of every row of an experiment's table."""
+    return [f"results/scores/{'/'.join(row)}/summary.json" for row in select_rows(wildcards.experiment)]
+
+
+def layout_of(experiment):
+    """Titles, notes and groups of what is in an experiment's table, in the order of the configuration."""
+    shown = {
+        kind: {name: config["presentation"][kind][name] for name in names}
+        for kind, names in config["grids"][experiment].items()
+    }
+    for name, entry in shown["datasets"].items():
+        selection = config["datasets"][name]["selection"]
+        named = ("section", "unit", "views", "convention", "fractions")
+        shown["datasets"][name] = {**entry, "selection": {key: selection[key] for key in named}}
+    return {
+        **shown,
+        "label": experiment,
+        **{key: config[key] for key in ("shots", "seeds", "significance")},
+    }
+
+
+def layout_for(wildcards):
+    """The layout of the experiment that a job is about."""
+    return layout_of(wildcards.experiment)
+
+
+def pairs_in(experiment):
+    """(dataset, backbone) of an experiment's rows."""
+    return list(dict.fromkeys(row[:2] for row in select_rows(experiment)))
+
+
+def comparisons_in(experiment):
+    """The comparisons of an experiment, in the order of its datasets and backbones."""
+    return [f"results/comparisons/{experiment}/{'/'.join(pair)}.json" for pair in pairs_in(experiment)]
+
+
+def comparisons_of(wildcards):
+    """The comparisons of the experiment that a job is about."""
+    return comparisons_in(wildcards.experiment)
+
+
+def pairs_of(wildcards):
+    """Dataset and backbone of each of these comparisons."""
+    return pairs_in(wildcards.experiment)
+
+
+def settings_in_table(wildcards):
+    """Settings of the methods, for the tables that say what differs."""
+    return methods_in(wildcards.experiment) if wildcards.table in ("factorial", "mechanisms") else {}
+
+
+def adapter_keys_in_table(wildcards):
+    """Dataset, backbone, method and seed of the adapters whose loss shares a table shows: ours and its ablations."""
+    if wildcards.table != "mechanisms":
+        return []
+    shown = {*grouped(wildcards.experiment, "ours"), *grouped(wildcards.experiment, "ablation")}
+    trained = [name for name in shown if "epochs" in config["methods"][name]]
+    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
+    return [(*row, seed) for row in rows for seed in config["seeds"]]
+
+
+def adapters_in_table(wildcards):
+    """These adapters."""
+    return [f"results/adapters/{d}/{b}/{m}/seed{seed}" for d, b, m, seed in adapter_keys_in_table(wildcards)]
+
+
+def comparison_tables(experiment):
+    """The tables beside the main one for which an experiment has rows."""
+    ours, published, ablations = (grouped(experiment, group) for group in ("ours", "published", "ablation"))
+    wanted = {
+        "termination": True,
+        "significance": ours and published,
+        "factorial": contrasts_of(methods_in(experiment), ours),
+        "mechanisms": ours and ablations,
+    }
+    return [f"results/tables/{experiment}-{table}.tex" for table, rows in wanted.items() if rows]
+
+
+def layout_of_claims():
+    """Titles and groups over all experiments, and the margin of a competitive score."""
+    layouts = [layout_of(experiment) for experiment in config["experiments"]]
+    merged = {kind: {k: v for one in layouts for k, v in one[kind].items()} for kind in config["presentation"]}
+    return {**layouts[0], **merged}
+
+
+def adapters_of(wildcards):
+    """The adapters whose training an experiment's figure shows."""
+    trained = [name for name in methods_of("steering") if "epochs" in config["methods"][name]]
+    rows = [row for row in select_rows(wildcards.experiment) if row[2] in trained]
+    return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in rows for seed in config["seeds"]]
+
+
+def shown_settings():
+    """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
+    methods = dict.fromkeys(method for _, _, method in ROWS)
+    return {
+        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
+        "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
+        "training": TRAINING,
+        "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
+        "methods": {
+            name: {key: value for key, value in config["methods"][name].items() if key != "files"} for name in methods
+        },
+    }
+
+
+def made_at_the_end():
+    """Everything that nothing else is made from, the costs aside."""
+    ends = expand(
+        ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
+        experiment=config["experiments"],
+    )
+    views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
+    known = ["results/world/lexicon.md"] if KNOWN else []
+    tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
+    tables += [*sparsity("tex"), "results/tables/claims.tex"]
+    return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]
