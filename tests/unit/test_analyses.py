@@ -28,7 +28,7 @@ from dive.annotation.alignment import mark_tokens
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.distillation.cache import render_supervised
-from dive.distillation.training import spans_of
+from dive.distillation.supervision import spans_of
 from dive.reporting.html import decisive_section
 from dive.reporting.sparsity import compare_annotators, read_sparsity
 from dive.reporting.tokens import choose, pieces_of, write_view

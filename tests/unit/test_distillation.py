@@ -15,7 +15,9 @@ from dive.backbones.vision import VisionFeatures
 from dive.distillation import training as training_module
 from dive.distillation.cache import cache_teacher, render_supervised
 from dive.distillation.relevance import relevance_of
-from dive.distillation.training import Run, Student, batches_of_epoch, distill, learning_rate_factor, supervise
+from dive.distillation.student import Student
+from dive.distillation.supervision import spans_of, supervise
+from dive.distillation.training import Run, batches_of_epoch, distill, learning_rate_factor
 from dive.shards import Shards
 from dive.steering.adapters import load_adapter
 from dive.steering.attach import Steering
@@ -69,7 +71,7 @@ class World:
         student = Student(
             self.backbone, Steering(layers, intervention), self.prompts, self.features, micro_batch, limit_bytes
         )
-        spans = training_module.spans_of(self.study.spans, self.uids)
+        spans = spans_of(self.study.spans, self.uids)
         supervision = [
             supervise(prompt, of_study, self.study.targets[uid], method["weights"])
             for uid, prompt, of_study in zip(self.uids, self.prompts, spans, strict=True)
@@ -138,7 +140,7 @@ def plain_objective(world, intervention, method, rows):
             student = head(plain_hidden(world, prompt)[p - 1 :])
         labels = torch.tensor([*prompt.ids[p:], world.backbone.term_id])
         weights = [1.0] * len(labels)
-        for start, end in training_module.spans_of(world.study.spans, [uid])[0]:
+        for start, end in spans_of(world.study.spans, [uid])[0]:
             for t, (a, b) in enumerate(prompt.offsets):
                 if report[max(a, start) : min(b, end)].strip():
                     weights[t] = float(method["weights"]["pathology"])
@@ -355,7 +357,7 @@ def test_every_source_of_weights_trains(world, source):
 
 
 def test_random_tokens_are_as_many_as_decisive_ones(world):
-    rows = zip(world.uids, world.prompts, training_module.spans_of(world.study.spans, world.uids), strict=True)
+    rows = zip(world.uids, world.prompts, spans_of(world.study.spans, world.uids), strict=True)
     differ = 0
     for uid, prompt, spans in rows:
         own, control = (

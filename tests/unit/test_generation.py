@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dive.backbones.loading import load_backbone
-from dive.generation import _fingerprint, _read_partial, decode
+from dive.generation import _read_partial, decode
+from dive.provenance import fingerprint
 from tests.unit import tiny_models
 
 LIMIT = 24
@@ -67,11 +68,11 @@ def test_term_stops_and_the_limit_does_not_count_as_a_stop(backbone, world):
 def test_a_partial_file_is_continued_only_by_the_run_that_began_it(tmp_path):
     pool = tmp_path / "pool.json"
     pool.write_text("{}")
-    mine = _fingerprint([{"max_new_tokens": 5}], [str(pool), None])
-    other = _fingerprint([{"max_new_tokens": 6}], [str(pool), None])
+    mine = fingerprint([{"max_new_tokens": 5}], [str(pool), None])
+    other = fingerprint([{"max_new_tokens": 6}], [str(pool), None])
     partial = tmp_path / "partial.jsonl"
     partial.write_text(json.dumps(mine) + "\n" + json.dumps(["s1", "Text.", 3, True]) + "\n" + '["s2", "cut of')
     assert _read_partial(partial, mine) == {"s1": ("Text.", 3, True)}
     assert _read_partial(partial, other) == {}
     pool.write_text("{ }")
-    assert _fingerprint([{"max_new_tokens": 5}], [str(pool), None]) != mine
+    assert fingerprint([{"max_new_tokens": 5}], [str(pool), None]) != mine

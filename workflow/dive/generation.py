@@ -1,6 +1,5 @@
 """Batched, left-padded greedy decoding of reports, steered or not, from cached vision features."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from dive.backbones.prompts import Prompt
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.generations import write_generations
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.files import sha256
 from dive.progress import log, progress
+from dive.provenance import code_version, fingerprint, module_of
 
 
 class Decoded(NamedTuple):
@@ -155,7 +154,8 @@ def generate_reports(
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     uids = readable_pool(pool, vision)["test"]
     drawn = readable_demonstrations(demonstrations, studies, vision)["test"] if demonstrations else None
-    made_by = _fingerprint([backbone, method, decoding], [pool, demonstrations, vision, adapter])
+    code = code_version(__name__, *module_of(method))
+    made_by = fingerprint([backbone, method, decoding, code], [studies, pool, demonstrations, vision, adapter])
     done = _read_partial(Path(partial), made_by)
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
@@ -185,17 +185,6 @@ def generate_reports(
     Path(partial).unlink()
     n_stopped = sum(stopped for _, _, stopped in done.values())
     log.info("%d reports, %d ended by the terminator", len(uids), n_stopped)
-
-
-def _fingerprint(settings: list[Any], inputs: list[str | None]) -> str:
-    """Hash of what determines the reports, so that a partial file of another adapter or setting is never continued."""
-    parts = [json.dumps(settings, sort_keys=True)]
-    for path in inputs:
-        if path is not None:
-            folder = Path(path)
-            files = [folder] if folder.is_file() else sorted(folder.glob("*.json")) + sorted(folder.glob("adapter.*"))
-            parts += [sha256(file) for file in files]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _read_partial(path: Path, made_by: str) -> dict[str, tuple[str, int, bool]]:

@@ -8,15 +8,18 @@ see a changed module that the script imports. A rule therefore has ``code_versio
 import ast
 import hashlib
 import io
+import json
 import os
 import platform
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from dive.files import sha256
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent.parent
@@ -84,6 +87,30 @@ def record(**settings: Any) -> dict[str, Any]:
     maker = sys._getframe(1).f_globals["__name__"]
     code = code_version(maker) if maker.startswith(f"{PACKAGE.name}.") else None
     return {"code": code, "packages": packages, "settings": _portable(settings)}
+
+
+def fingerprint(settings: Iterable[Any], inputs: Iterable[str | os.PathLike[str] | None]) -> str:
+    """Hash of all that determines a result, so that what an interrupted run left of another one is never continued.
+
+    Args:
+        settings: slices of the configuration, code versions; JSON values.
+        inputs: files, and folders that describe themselves: of a cache its manifest counts, which holds checksums of
+            the rest; of an adapter its JSON files and weights. None is left out.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(list(settings), sort_keys=True).encode())
+    for path in inputs:
+        if path is None:
+            continue
+        path = Path(path)
+        files = [path] if path.is_file() else [path / "manifest.json"]
+        if not files[0].is_file():
+            files = sorted([*path.glob("*.json"), *path.glob("adapter.*")])
+        for file in files:
+            digest.update(f"\n{sha256(file)}".encode())
+    return digest.hexdigest()
 
 
 def _portable(value: Any) -> Any:

@@ -23,7 +23,7 @@ from dive.data.readable import readable_demonstrations, readable_pool
 from dive.distillation.cache import explained_memory, read_targets, render_supervised, teacher_states
 from dive.distillation.losses import CHUNK, Head, token_cross_entropy
 from dive.distillation.relevance import report_labels
-from dive.distillation.training import spans_of
+from dive.distillation.supervision import spans_of
 from dive.files import atomic_path
 from dive.progress import log, progress
 

@@ -1,232 +1,40 @@
 """Distillation: train or fit an intervention on a frozen backbone, from cached teacher states and prompt prefixes."""
 
-import copy
 import csv
-import hashlib
-import itertools
-import json
 import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.nn import functional as F
 
-from dive.annotation.alignment import mark_tokens
-from dive.annotation.weights import permuted, token_weights, value_at_risk, weight_sums
-from dive.backbones.loading import Backbone, Batch, ImageFeatures, load_backbone
-from dive.backbones.prompts import Prompt
+from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
+from dive.distillation.cache import explained_memory, read_targets, render_supervised
 from dive.distillation.examples import Examples
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.relevance import relevance_of
-from dive.files import atomic_path, sha256
+from dive.distillation.student import Student
+from dive.distillation.supervision import Supervision, riskiest, spans_of, supervise
+from dive.files import atomic_path
 from dive.progress import log, progress
-from dive.provenance import code_version, module_of, record
+from dive.provenance import code_version, fingerprint, module_of, record
 from dive.shards import Shards
 from dive.steering.adapters import describe_backbone, save_adapter
 from dive.steering.attach import Steering
 from dive.steering.attention import look_inside
 from dive.steering.base import build_intervention, fit_of, stream
-from dive.steering.recording import Recording
 
 TRAINING_COLUMNS = (
     "step", "epoch", "loss", "cross_entropy", "distillation", "hidden", "share_other", "share_pathology", "share_term",
     "gradient_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "peak_memory_mib",
 )  # fmt: skip
 VALIDATION_COLUMNS = ("epoch", "step", "cross_entropy", "term_cross_entropy", "studies", "best")
-
-
-class Prefix(NamedTuple):
-    """Prompts up to, and without, their last token.
-
-    Attributes:
-        mask: (B, T) bool, left-padded.
-        next_position: (B,) position of the last prompt token.
-        cache: keys and values of the T positions; appended to in place by who uses it.
-    """
-
-    mask: torch.Tensor
-    next_position: torch.Tensor
-    cache: Any
-
-
-class Prefixes:
-    """Keys and values of the prompts without their last token, which no steering touches and no gradient needs.
-
-    They are the same in every epoch, so they are kept in memory while they fit, and recomputed batch by batch
-    otherwise. Of kept ones a batch takes copies of its rows: the cache is appended to in place.
-
-    Args:
-        backbone: the frozen model; nothing may steer it while prefixes are computed.
-        prompts: all prompts.
-        features: image features by key.
-        batch_size: prompts computed at once.
-        limit_bytes: the largest memory to spend; 0 recomputes always.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, ImageFeatures],
-        batch_size: int,
-        limit_bytes: float,
-    ) -> None:
-        self.backbone, self.prompts, self.features = backbone, prompts, features
-        self._kept: Prefix | None = None
-        if limit_bytes <= 0:
-            return
-        longest = max(p.prompt_length for p in prompts) - 1
-        parts: list[Prefix] = []
-        for begin in range(0, len(prompts), batch_size):
-            parts.append(self._compute(range(begin, min(begin + batch_size, len(prompts))), longest))
-            layers = parts[0].cache.layers
-            n_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
-            expected = n_bytes / len(parts[0].mask) * len(prompts)
-            if expected > limit_bytes:
-                log.info("prompt prefixes would take %.1f GB: they are recomputed in each step", expected / 1e9)
-                return
-        for index, layer in enumerate(layers):
-            layer.keys = torch.cat([part.cache.layers[index].keys for part in parts])
-            layer.values = torch.cat([part.cache.layers[index].values for part in parts])
-        self._kept = Prefix(
-            torch.cat([part.mask for part in parts]), torch.cat([part.next_position for part in parts]), parts[0].cache
-        )
-
-    @torch.no_grad()
-    def _compute(self, rows: Sequence[int], longest: int = 0) -> Prefix:
-        batch = self.backbone.collate([self.prompts[row] for row in rows], self.features, part="prefix")
-        batch = _padded(batch, longest)
-        cache = self.backbone.new_cache()
-        self.backbone.prefill(batch, cache)
-        return Prefix(batch.mask, batch.next_position, cache)
-
-    def __call__(self, rows: Sequence[int]) -> Prefix:
-        """The prefixes of the prompts in ``rows``, with a cache that may be appended to."""
-        if self._kept is None:
-            return self._compute(rows)
-        index = torch.tensor(rows, device=self._kept.mask.device)
-        cache = copy.copy(self._kept.cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        cache.batch_select_indices(index)
-        return Prefix(self._kept.mask[index], self._kept.next_position[index], cache)
-
-
-def _padded(batch: Batch, longest: int) -> Batch:
-    """``batch`` with more padding on the left, up to ``longest`` positions."""
-    n = longest - batch.mask.shape[1]
-    if n <= 0:
-        return batch
-    return Batch(
-        embeds=F.pad(batch.embeds, (0, 0, n, 0)),
-        mask=F.pad(batch.mask, (n, 0)),
-        positions=F.pad(batch.positions, (n, 0)),
-        next_position=batch.next_position,
-        token_types=None if batch.token_types is None else F.pad(batch.token_types, (n, 0)),
-    )
-
-
-class Predictions(NamedTuple):
-    """What the student says at the predicting positions of a batch, examples one after another.
-
-    Attributes:
-        states: final normed states (N, width).
-        labels: y_1 .. y_T and TERM of each example (N,).
-        layers: outputs of all decoder layers there (L, N, width), where they were asked for.
-    """
-
-    states: torch.Tensor
-    labels: torch.Tensor
-    layers: torch.Tensor | None = None
-
-
-class Student:
-    """A steered backbone that reads prompt and report and is asked for its states at the predicting positions.
-
-    Args:
-        backbone: the frozen model.
-        steering: the intervention on it.
-        prompts: examples with reports.
-        features: image features by key.
-        batch_size: prompts a prefix is computed for at once.
-        limit_bytes: memory for prompt prefixes, see ``Prefixes``.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        steering: Steering,
-        prompts: Sequence[Prompt],
-        features: Mapping[str, ImageFeatures],
-        batch_size: int,
-        limit_bytes: float,
-    ) -> None:
-        self.backbone, self.steering, self.prompts, self.features = backbone, steering, prompts, features
-        self.batch_size = batch_size
-        self._prefixes = None
-        if steering.intervention.positions == "answer":
-            with steering.paused():
-                self._prefixes = Prefixes(backbone, prompts, features, batch_size, limit_bytes)
-
-    def __call__(self, rows: Sequence[int], layers: bool = False) -> Predictions:
-        """Predictions for the examples in ``rows``; gradients flow to the intervention.
-
-        Args:
-            rows: indices of the prompts.
-            layers: return the (steered) outputs of all decoder layers as well.
-        """
-        prompts = [self.prompts[row] for row in rows]
-        with ExitStack() as stack:
-            recording = stack.enter_context(Recording(self.backbone.layers)) if layers else None
-            if self._prefixes is None:  # the prompt is steered too, so all of it is in the graph
-                batch = self.backbone.collate(prompts, self.features, part="full")
-                with self.steering.at(batch.mask):
-                    hidden = self.backbone.prefill(batch)
-                mask = predicting_mask(prompts, hidden.shape[1]).to(hidden.device)
-                labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
-                return Predictions(hidden[mask], labels, recording and recording.at(mask))
-            with self.steering.paused():
-                prefix = self._prefixes(rows)
-            answers = self.backbone.collate_answers(prompts, prefix)
-            with self.steering.at(answers.mask):
-                hidden = self.backbone.extend(
-                    answers.ids, torch.cat([prefix.mask, answers.mask], dim=1), answers.next_position, prefix.cache
-                )
-            mask = answers.mask
-            return Predictions(hidden[mask], answers.labels[mask], recording and recording.at(mask))
-
-    @torch.no_grad()
-    def validate(self, rows: Sequence[int], supervision: "Sequence[Supervision]") -> tuple[float, float]:
-        """Uniform cross-entropy of report and terminator, and of the terminator alone, of the examples in ``rows``.
-
-        Args:
-            rows: the validation studies.
-            supervision: of all prompts.
-        """
-        intervention = self.steering.intervention
-        was_training = intervention.training
-        intervention.eval()  # no dropout
-        rows = sorted(rows, key=lambda row: (len(supervision[row].weights), row))
-        values, terms = [], []
-        for begin in range(0, len(rows), self.batch_size):
-            part = rows[begin : begin + self.batch_size]
-            with explained_memory("backbones.*.batch.training"):
-                predictions = self(part)
-                values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
-            ends = itertools.accumulate(len(supervision[row].weights) for row in part)
-            terms += [values[-1][end - 1] for row, end in zip(part, ends, strict=True) if supervision[row].complete]
-        intervention.train(was_training)
-        return float(torch.cat(values).mean()), _mean(terms)
 
 
 @dataclass
@@ -280,76 +88,6 @@ def batches_of_epoch(
         alike = sorted(order[begin : begin + batch_size * window], key=lambda row: (lengths[row], row))
         batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
     return [batches[i] for i in draw.permutation(len(batches))]
-
-
-class Supervision(NamedTuple):
-    """How the labels of one report count in the cross-entropy.
-
-    Attributes:
-        weights: w_t of every label (T+1,), float32; (T,) for a cut report.
-        sums: total weight of other tokens, pathology tokens and TERM.
-        complete: whether the last label is TERM.
-        marked: the decisive report tokens (T,), bool.
-    """
-
-    weights: torch.Tensor
-    sums: tuple[float, float, float]
-    complete: bool
-    marked: np.ndarray
-
-
-def supervise(
-    prompt: Prompt,
-    spans: Sequence[tuple[int, int]],
-    report: str,
-    weights: Mapping[str, Any],
-    relevance: np.ndarray | None = None,
-    seed: int = 0,
-) -> Supervision:
-    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``.
-
-    Args:
-        prompt: the report's prompt.
-        spans: of the annotator that the weights ask for.
-        report: the text.
-        weights: ``pathology``, ``eos`` and ``source``; ``random`` marks as many tokens at other places.
-        relevance: factor of each report token (T,) where the source is a statistic.
-        seed: of the random places.
-    """
-    marked = mark_tokens(prompt.offsets, spans, report)
-    if weights.get("source") == "random":
-        marked = permuted(marked, seed, prompt.images[-1])
-    pathology, eos = weights.get("pathology", 1.0), weights.get("eos", 1.0)
-    each = token_weights(marked, prompt.complete, pathology, eos, relevance)
-    sums = weight_sums(marked, prompt.complete, pathology, eos, relevance)
-    return Supervision(
-        torch.tensor(each, dtype=torch.float32),
-        (sums["other"], sums["pathology"], sums["term"]),
-        prompt.complete,
-        marked,
-    )
-
-
-def riskiest(supervision: Sequence[Supervision], losses: torch.Tensor, level: float) -> list[Supervision]:
-    """The supervision of a batch with only those report tokens whose loss reaches the batch's value at risk.
-
-    Args:
-        supervision: of each report of the batch.
-        losses: -log p of all their labels, one report after another (N,).
-        level: see `value_at_risk`; TERM is always kept.
-    """
-    each = [part.cpu().numpy() for part in losses.split([len(of_one.weights) for of_one in supervision])]
-    reports = [part[: len(of_one.marked)] for part, of_one in zip(each, supervision, strict=True)]
-    kept = np.split(value_at_risk(np.concatenate(reports), level), np.cumsum([len(part) for part in reports])[:-1])
-    chosen = []
-    for of_one, keep in zip(supervision, kept, strict=True):
-        factors = torch.ones_like(of_one.weights)
-        factors[: len(keep)] = torch.from_numpy(keep)
-        weights = of_one.weights * factors
-        on_report = weights[: len(keep)].double().numpy()
-        sums = (float(on_report[~of_one.marked].sum()), float(on_report[of_one.marked].sum()), of_one.sums[2])
-        chosen.append(of_one._replace(weights=weights, sums=sums))
-    return chosen
 
 
 class Run:
@@ -581,10 +319,6 @@ def choose_scale(
     return done
 
 
-def _mean(values: Sequence[torch.Tensor]) -> float:
-    return float(torch.stack(list(values)).mean()) if values else math.nan
-
-
 def peak_memory() -> float:
     """Largest memory so far in MiB: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
@@ -592,28 +326,9 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
-    columns = pq.read_table(spans, columns=["study_uid", "start", "end"]).to_pydict()
-    found: dict[str, list[tuple[int, int]]] = {uid: [] for uid in uids}
-    for uid, start, end in zip(columns["study_uid"], columns["start"], columns["end"], strict=True):
-        if uid in found:
-            found[uid].append((start, end))
-    return [found[uid] for uid in uids]
-
-
 def _dataset_of(studies: str) -> str:
     """The dataset's name, as the studies table keeps it."""
     return (pq.read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
-
-
-def _fingerprint(settings: Sequence[Any], inputs: Sequence[str | None]) -> str:
-    """Hash of what determines the result: settings, code, and inputs (of a cache, its manifest)."""
-    parts = [json.dumps(settings, sort_keys=True)]
-    for path in inputs:
-        if path is not None:
-            parts.append(sha256(Path(path) / "manifest.json" if Path(path).is_dir() else path))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -705,7 +420,7 @@ def distill(
     )
     torch.manual_seed(int(stream(seed, "training").integers(2**63)))  # a method may draw while it trains
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
-    made_by = _fingerprint(
+    made_by = fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
         [studies, pool, spans, vision, teacher, layers, demonstrations],
     )
