@@ -1,9 +1,10 @@
 """Hold the synthetic world against its acceptance criteria."""
 
-from dive.acceptance import accept_world
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.acceptance import accept_world
+
     accept_world(
         probes=list(snakemake.input),
         out_json=snakemake.output.json,

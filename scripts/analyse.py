@@ -1,9 +1,10 @@
 """Measure loss and divergence of every token of validation reports."""
 
-from dive.analyses.tokens import analyse_tokens
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.analyses.tokens import analyse_tokens
+
     analyse_tokens(
         backbone=snakemake.params.backbone,
         studies=snakemake.input.studies,

@@ -1,9 +1,10 @@
 """Find the decisive spans of every report by an annotator."""
 
-from dive.annotation.annotate import annotate_studies
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.annotation.annotate import annotate_studies
+
     annotate_studies(
         studies=snakemake.input.studies,
         settings=snakemake.params.settings,

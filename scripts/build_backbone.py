@@ -1,9 +1,10 @@
 """Train a tiny backbone of a real transformers class on the synthetic world."""
 
-from dive.backbones.tiny import build_backbone
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.backbones.tiny import build_backbone
+
     build_backbone(
         out=snakemake.output[0],
         tiny=snakemake.params.tiny,

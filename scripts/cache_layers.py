@@ -1,9 +1,10 @@
 """Run the teacher once over the training queries and keep the states of all its layers."""
 
-from dive.distillation.layers import cache_layers
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.distillation.layers import cache_layers
+
     cache_layers(
         backbone=snakemake.params.backbone,
         studies=snakemake.input.studies,

@@ -1,9 +1,10 @@
 """Run the teacher once over the training queries."""
 
-from dive.distillation.cache import cache_teacher
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.distillation.cache import cache_teacher
+
     cache_teacher(
         backbone=snakemake.params.backbone,
         studies=snakemake.input.studies,

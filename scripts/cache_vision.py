@@ -1,9 +1,10 @@
 """Run the vision tower once over the images of the pool."""
 
-from dive.backbones.vision import cache_vision
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.backbones.vision import cache_vision
+
     cache_vision(
         backbone=snakemake.params.backbone,
         studies=snakemake.input.studies,

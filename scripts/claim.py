@@ -1,9 +1,10 @@
 """Hold the claims of the abstract against the comparisons."""
 
 from dive.progress import logged
-from dive.reporting.claims import write_claims
 
 with logged(snakemake.log[0]):
+    from dive.reporting.claims import write_claims
+
     write_claims(
         comparisons=[(*pair, path) for pair, path in zip(snakemake.params.pairs, snakemake.input, strict=True)],
         layout=snakemake.params.layout,

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from dive.progress import logged
-from dive.scores.significance import compare_methods
 
 with logged(snakemake.log[0]):
+    from dive.scores.significance import compare_methods
+
     compare_methods(
         scores={
             method: str(Path(reports).parent)

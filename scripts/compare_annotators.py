@@ -1,9 +1,10 @@
 """Write table and figure of the decisive tokens of a dataset."""
 
 from dive.progress import logged
-from dive.reporting.sparsity import compare_annotators
 
 with logged(snakemake.log[0]):
+    from dive.reporting.sparsity import compare_annotators
+
     compare_annotators(
         tokens=list(snakemake.input),
         backbones=snakemake.params.backbones,

@@ -1,9 +1,10 @@
 """Hold what the lexicon proxies read in synthetic references against the findings behind them."""
 
 from dive.progress import logged
-from dive.scores.agreement import compare_lexicon
 
 with logged(snakemake.log[0]):
+    from dive.scores.agreement import compare_lexicon
+
     datasets = snakemake.params.datasets
     compare_lexicon(
         studies=dict(zip(datasets, snakemake.input.studies, strict=True)),

@@ -1,9 +1,10 @@
 """Draw the demonstrations of every query, validation and test study."""
 
-from dive.data.pools import draw_demonstrations
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.data.pools import draw_demonstrations
+
     draw_demonstrations(
         pool=snakemake.input.pool,
         studies=snakemake.input.studies,

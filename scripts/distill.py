@@ -1,6 +1,5 @@
 """Distil the teacher into a method's adapter."""
 
-from dive.distillation.training import distill
 from dive.progress import logged
 
 # How training is computed, not what comes out: read past `params`, so that changing these reruns nothing.
@@ -8,6 +7,8 @@ settings = snakemake.config["training"]
 resources = {key: settings[key] for key in ("prefix_cache_gb", "checkpoint_seconds")}
 
 with logged(snakemake.log[0]):
+    from dive.distillation.training import distill
+
     distill(
         backbone=snakemake.params.backbone,
         method=snakemake.params.method,

@@ -1,9 +1,10 @@
 """Write a report for every test study."""
 
-from dive.generation import generate_reports
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.generation import generate_reports
+
     generate_reports(
         backbone=snakemake.params.backbone,
         method=snakemake.params.method,

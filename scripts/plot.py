@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from dive.progress import logged
-from dive.reporting.figures import plot_results
 
 with logged(snakemake.log[0]):
+    from dive.reporting.figures import plot_results
+
     plot_results(
         scores={
             tuple(row): str(Path(summary).parent)

@@ -1,9 +1,10 @@
 """Measure on validation what the synthetic world gives."""
 
-from dive.acceptance import probe_world
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.acceptance import probe_world
+
     probe_world(
         backbone=snakemake.params.backbone,
         studies=snakemake.input.studies,

@@ -1,9 +1,10 @@
 """Write the page about what was run."""
 
 from dive.progress import logged
-from dive.reporting.html import write_report
 
 with logged(snakemake.log[0]):
+    from dive.reporting.html import write_report
+
     experiments = snakemake.params.experiments
     figures = zip(snakemake.input.results, snakemake.input.training, strict=True)
     decisive = zip(

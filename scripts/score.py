@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from dive.progress import logged
-from dive.scores.score import score_method
 
 with logged(snakemake.log[0]):
+    from dive.scores.score import score_method
+
     score_method(
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,

@@ -1,7 +1,8 @@
 """Draw the pool of a dataset."""
 
-from dive.data.pools import select_pool
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.data.pools import select_pool
+
     select_pool(studies=snakemake.input.studies, sizes=snakemake.params.sizes, out=snakemake.output[0])

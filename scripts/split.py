@@ -1,9 +1,10 @@
 """Read a dataset into the table of studies."""
 
-from dive.data.splits import split_dataset
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.data.splits import split_dataset
+
     split_dataset(
         dataset=snakemake.wildcards.dataset,
         reader=snakemake.params.reader,

@@ -1,9 +1,10 @@
 """Write a synthetic dataset in the layout of the real one, and its truth apart."""
 
-from dive.data.synthetic.layouts import synthesize
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
+    from dive.data.synthetic.layouts import synthesize
+
     synthesize(
         layout=snakemake.params.layout,
         root=snakemake.output.root,

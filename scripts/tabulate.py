@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from dive.progress import logged
-from dive.reporting.tables import write_tables
 
 with logged(snakemake.log[0]):
+    from dive.reporting.tables import write_tables
+
     write_tables(
         scores={
             tuple(row): str(Path(summary).parent)

@@ -1,9 +1,10 @@
 """Write a table beside the main one."""
 
 from dive.progress import logged
-from dive.reporting.comparison_tables import write_comparison_table
 
 with logged(snakemake.log[0]):
+    from dive.reporting.comparison_tables import write_comparison_table
+
     pairs, keys = map(tuple, snakemake.params.pairs), map(tuple, snakemake.params.adapters)
     write_comparison_table(
         table=snakemake.wildcards.table,

@@ -1,9 +1,10 @@
 """Write the page that shows reports token by token."""
 
 from dive.progress import logged
-from dive.reporting.tokens import write_view
 
 with logged(snakemake.log[0]):
+    from dive.reporting.tokens import write_view
+
     write_view(
         studies=snakemake.input.studies,
         analyses=list(snakemake.input.analyses),

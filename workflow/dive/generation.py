@@ -6,7 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
@@ -31,14 +34,57 @@ class Decoded(NamedTuple):
     stopped: bool
 
 
+COMPACT = 7 / 8
+"""Finished reports leave a batch when no more than this share of it still runs: leaving copies the cache."""
+
+
+class Reserved(DynamicLayer):
+    """Keys and values of one layer with room for all tokens to come, so that a step writes one of them and moves none.
+
+    transformers' own layers join old and new in every step, which at K demonstrations costs more than the model.
+
+    Args:
+        layer: what the prompts left, of a full or sliding layer.
+        room: tokens that may follow.
+    """
+
+    def __init__(self, layer: Any, room: int) -> None:
+        super().__init__()
+        self.window = getattr(layer, "sliding_window", None)
+        self.is_sliding = layer.is_sliding
+        self.seen = layer.get_seq_length()
+        self.n = layer.keys.shape[-2]
+        self.buffers = [F.pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the new states (B, H, n, h); keys and values that they may look at, as views."""
+        begin = 0 if self.window is None else max(0, self.n - self.window + 1)
+        n_new = key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.n : self.n + n_new] = states
+        self.n, self.seen = self.n + n_new, self.seen + n_new
+        keys, values = (buffer[:, :, begin : self.n] for buffer in self.buffers)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+
+
 @torch.no_grad()
 def decode_batch(
     backbone: Backbone, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures], max_new_tokens: int
 ) -> list[Decoded]:
     """Greedy continuation of one batch of prompts; no length, repetition or minimum-length penalty.
 
-    A finished report leaves the batch, so that a long one does not make the others wait; what is left continues from
-    the same cache rows. Equal to ``model.generate(do_sample=False)`` on pixel values (tests/unit/test_generation.py).
+    Finished reports leave the batch when an eighth of it has ended, so that a long one does not make the others wait;
+    what is left continues from the same cache rows. Equal to ``model.generate(do_sample=False)`` on pixel values
+    (tests/unit/test_generation.py).
 
     Args:
         backbone: steered where a handle of ``dive.steering.attach`` is active on it.
@@ -49,26 +95,31 @@ def decode_batch(
     batch = backbone.collate(prompts, features)
     cache = backbone.new_cache()
     hidden = backbone.prefill(batch, cache)[:, -1]
-    mask, position = batch.mask, batch.next_position
+    cache.layers = [Reserved(layer, max_new_tokens) for layer in cache.layers]
+    n_before, position = batch.mask.shape[1], batch.next_position
+    mask = F.pad(batch.mask, (0, max_new_tokens), value=True)
     rows = torch.arange(len(prompts), device=backbone.device)
+    running = torch.ones_like(rows, dtype=torch.bool)
     written: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
     for step in range(max_new_tokens):
         token = backbone.head(hidden).argmax(-1)
-        running = token != backbone.term_id
-        for row, value, goes_on in zip(rows.tolist(), token.tolist(), running.tolist(), strict=True):
+        ends = running & (token == backbone.term_id)
+        running &= ~ends
+        flags = zip(rows.tolist(), token.tolist(), running.tolist(), ends.tolist(), strict=True)
+        for row, value, goes_on, ended in flags:
             if goes_on:
                 written[row].append(value)
-            else:
+            elif ended:
                 stopped[row] = True
-        if not running.any() or step == max_new_tokens - 1:
+        n_running = int(running.sum())
+        if not n_running or step == max_new_tokens - 1:
             break
-        if not running.all():
+        if n_running <= COMPACT * len(rows):
             keep = running.nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        hidden = backbone.extend(token[:, None], mask, position, cache)[:, -1]
+            rows, running, token, mask, position = (part[keep] for part in (rows, running, token, mask, position))
+        hidden = backbone.extend(token[:, None], mask[:, : n_before + step + 1], position, cache)[:, -1]
         position = position + 1
     texts = backbone.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [Decoded(ids, text.strip(), stop) for ids, text, stop in zip(written, texts, stopped, strict=True)]
@@ -147,9 +198,7 @@ def generate_reports(
         out: parquet with a row a study: study_uid, patient_uid, report, n_tokens, stopped.
         partial: JSON Lines file outside the declared outputs.
     """
-    from dive.data.studies import read_studies
-
-    table = read_studies(studies, columns=["study_uid", "patient_uid", "target"])
+    table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     uids = readable_pool(pool, vision)["test"]
