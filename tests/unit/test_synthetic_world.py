@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dive.data import studies
 from dive.data.synthetic.findings import (
     KINDS,
     LABELS,
@@ -151,7 +152,7 @@ def test_chexpert_labels():
     assert to_chexpert(Findings())["No Finding"] == 1.0
     assert to_chexpert(Findings(tube=1))["No Finding"] == 1.0
     labels = to_chexpert(Findings(right_effusion=2, nodule=1, line=1))
-    assert tuple(labels) == OBSERVATIONS
+    assert tuple(labels) == OBSERVATIONS == studies.LABELS
     assert labels["Pleural Effusion"] == labels["Lung Lesion"] == labels["Support Devices"] == 1.0
     assert labels["Pneumothorax"] == 0.0
     assert labels["Fracture"] is labels["No Finding"] is None

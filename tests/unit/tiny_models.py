@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from dive.backbones.tiny import GEMMA_TEMPLATE, QWEN_TEMPLATE, SPECIAL_TOKENS
+
 FAMILIES = ("gemma3", "qwen2_5_vl")
 INSTRUCTION = "Write the findings."
 
@@ -24,54 +26,19 @@ REPORTS = [
     "Left chest tube in place. Small apical pneumothorax remains.",
 ]
 
-GEMMA_TEMPLATE = """{{ bos_token }}
-{%- for message in messages -%}
-    {%- if message['role'] == 'assistant' -%}{%- set role = 'model' -%}
-    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}
-    {{ '<start_of_turn>' + role + '\n' }}
-    {%- if message['content'] is string -%}{{ message['content'] | trim }}
-    {%- else -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}
-            {%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{ '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"""
-
-CHATML_TEMPLATE = """{%- for message in messages -%}
-    {%- if loop.first and message['role'] != 'system' -%}
-        {{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
-    {%- endif -%}
-    {{ '<|im_start|>' + message['role'] + '\n' }}
-    {%- if message['content'] is string -%}{{ message['content'] }}
-    {%- else -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}{{ IMAGE }}
-            {%- elif item['type'] == 'text' -%}{{ item['text'] }}{%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{ '<|im_end|>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
-QWEN_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'")
-LLAVA_TEMPLATE = CHATML_TEMPLATE.replace("IMAGE", "'<image>'")
+SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
+LLAVA_TEMPLATE = QWEN_TEMPLATE.replace(SEEN, "<image>")
 # An image that is not split into tiles, as Idefics 3's processor writes it, with 4 image tokens.
-IDEFICS_TEMPLATE = CHATML_TEMPLATE.replace(
-    "IMAGE", f"'<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>'"
+IDEFICS_TEMPLATE = QWEN_TEMPLATE.replace(
+    SEEN, f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
 )
 
 # The first ids, in this order: what the real tokenizers reserve.
 SPECIAL = {
-    "gemma3": ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
-               "<end_of_image>", "<image_soft_token>"],
-    "qwen2_5_vl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-                   "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"],
-    "llava": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"],
-    "idefics3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>",
-                 "<global-img>"],
-}  # fmt: skip
+    **SPECIAL_TOKENS,
+    "llava": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
+    "idefics3": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"),
+}
 
 
 def tokenizer(family: str):
@@ -81,7 +48,7 @@ def tokenizer(family: str):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = SPECIAL[family]
+    special = list(SPECIAL[family])
     core.train_from_iterator(
         [*REPORTS, INSTRUCTION, "system user assistant model You are a helpful assistant.\n"] * 2,
         trainers.BpeTrainer(
