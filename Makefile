@@ -37,7 +37,7 @@ help:
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
-	@echo "make readme      put rule graph, table, acceptance and costs of the last run into README.md"
+	@echo "make readme      put rule graph, table, claims and costs of the last run into README.md and docs/results.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
 
 # The stamps make a second call quick: the environment is brought up to date only when the lock has changed.
@@ -117,7 +117,7 @@ schema: install
 	python -m dive.config > workflow/schemas/config.schema.json
 
 readme: install
-	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme README.md results $(EXPERIMENTS)
+	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results $(EXPERIMENTS) README.md docs/results.md
 
 lock: install
 	{ grep '^#' requirements.lock; python -m pip freeze --all --exclude-editable \

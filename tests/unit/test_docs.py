@@ -2,8 +2,10 @@
 
 import re
 
+import pytest
 import yaml
 
+from dive.reporting.readme import fill, verdicts
 from tests.project import ROOT
 
 METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
@@ -25,3 +27,25 @@ def test_every_named_method_and_module_exists() -> None:
     for names, module in re.findall(r"^\| (`[^|]+`) \| `(\w+\.py)` \|", METHODS, flags=re.MULTILINE):
         assert (ROOT / "workflow/dive/steering" / module).is_file()
         assert set(re.findall(r"`(\w+)`", names)) <= set(entries)
+
+
+def test_documents_are_filled_between_markers() -> None:
+    text = "a\n<!-- table -->\nold\n<!-- /table -->\nb\n<!-- costs -->\n<!-- /costs -->\n"
+    filled = fill(text, {"table": "new \\1\n", "costs": "x", "rules": "unused"})
+    assert filled == "a\n<!-- table -->\nnew \\1\n<!-- /table -->\nb\n<!-- costs -->\nx\n<!-- /costs -->\n"
+    assert fill(filled, {"table": "new \\1", "costs": "x"}) == filled
+    for broken in ("<!-- table -->\n", "<!-- other -->\n<!-- /other -->\n"):
+        with pytest.raises(ValueError, match="markers"):
+            fill(broken, {"table": ""})
+
+
+def test_verdicts_are_the_claims_without_their_settings(tmp_path) -> None:
+    rows = [
+        "| claim | nearest | verdict |",
+        "|---|---|---|",
+        "| best BLEU-4 | | holds (1 of 1) |",
+        "| - here | LIVE | holds |",
+    ]
+    claims = "\n".join(["# Claims", "", *rows, "", "Text.", ""])
+    (tmp_path / "claims.md").write_text(claims)
+    assert verdicts(tmp_path / "claims.md").strip() == "- best BLEU-4: holds (1 of 1)"

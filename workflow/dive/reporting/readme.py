@@ -1,10 +1,11 @@
-"""Put what a run gave into README.md, between markers, so that no number or graph in it is typed by hand.
+"""Put what a run gave into README.md and docs/, between markers, so that no number or graph in them is typed by hand.
 
-Run by ``make readme``: ``snakemake --rulegraph mermaid-js | python -m dive.reporting.readme README.md results main``.
+Run by ``make readme``, which pipes ``snakemake --rulegraph mermaid-js`` into it.
 """
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dive.files import atomic_path, read_json
@@ -12,17 +13,20 @@ from dive.reporting.tables import format_table
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``.
+    """Replace what stands between every ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``.
 
     Raises:
-        ValueError: a block has no such pair of markers.
+        ValueError: a marker has no partner, or names no block.
     """
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text, n_filled = pattern.subn(lambda match, block=block: f"{match[1]}{block.rstrip()}\n{match[2]}", text)
-        if n_filled != 1:
-            raise ValueError(f"README.md has {n_filled} pairs of markers <!-- {name} -->, not one")
-    return text
+    opened, closed = (sorted(re.findall(rf"<!-- {slash}(\w+) -->", text)) for slash in ("", "/"))
+    if opened != closed or not set(opened) <= set(blocks):
+        raise ValueError(f"markers are {opened} and {closed}; they come in pairs and name one of {sorted(blocks)}")
+    return re.sub(
+        r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)",
+        lambda match: f"{match[1]}{blocks[match[2]].rstrip()}\n{match[3]}",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def rule_graph(mermaid: str) -> str:
@@ -49,22 +53,34 @@ def claims(path: Path) -> str:
     return "\n".join(["", *(line for line in lines if line.startswith("|")), ""])
 
 
-def main(readme: str, results: str, experiment: str, mermaid: str) -> None:
-    """Fill the blocks rules, table, claims, acceptance and costs of a README from a folder of results."""
+def verdicts(path: Path) -> str:
+    """The claims without their settings: a line each."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in path.read_text(encoding="utf-8").splitlines()]
+    return "\n".join(
+        ["", *(f"- {row[1]}: {row[-2]}" for row in rows[4:] if len(row) > 2 and not row[1].startswith("- ")), ""]
+    )
+
+
+def main(results: str, experiment: str, documents: Sequence[str], mermaid: str) -> None:
+    """Fill the blocks rules, table, setting, claims, verdicts, acceptance and costs from a folder of results."""
     folder = Path(results)
+    table = str(folder / "tables" / f"{experiment}.csv")
     blocks = {
         "rules": rule_graph(mermaid),
-        "table": f"```\n{format_table(str(folder / 'tables' / f'{experiment}.csv')).strip()}\n```",
+        "table": f"```\n{format_table(table).strip()}\n```",
+        "setting": f"```\n{format_table(table, settings=1).strip()}\n```",
+        "verdicts": verdicts(folder / "tables/claims.md"),
         "claims": claims(folder / "tables/claims.md"),
         "acceptance": acceptance(folder / "world/acceptance.json"),
         "costs": (folder / "costs/rules.md").read_text(encoding="utf-8"),
     }
-    text = fill(Path(readme).read_text(encoding="utf-8"), blocks)
-    with atomic_path(readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for document in documents:
+        text = fill(Path(document).read_text(encoding="utf-8"), blocks)
+        with atomic_path(document) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: snakemake --rulegraph mermaid-js | python -m dive.reporting.readme README.md results main")
-    main(*sys.argv[1:], mermaid=sys.stdin.read())
+    if len(sys.argv) < 4:
+        sys.exit("usage: snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results main README.md ...")
+    main(sys.argv[1], sys.argv[2], sys.argv[3:], mermaid=sys.stdin.read())

@@ -374,8 +374,13 @@ def write_tables(
         temporary.write_text(latex_table(rows, layout), encoding="utf-8")
 
 
-def format_table(path: str) -> str:
-    """Render the CSV as text of at most WIDTH columns: ``*`` the best, ``+`` the second best, as in LaTeX."""
+def format_table(path: str, settings: int | None = None) -> str:
+    """Render the CSV as text of at most WIDTH columns: ``*`` the best, ``+`` the second best, as in LaTeX.
+
+    Args:
+        path: of the table.
+        settings: how many of its datasets x backbones; None takes all.
+    """
     rows = read_csv(path)
     columns = [metric for metric in METRICS if any(row[metric.name] is not None for row in rows)]
     absent = [metric.text for metric in METRICS if metric not in columns]
@@ -386,7 +391,7 @@ def format_table(path: str) -> str:
     room = WIDTH - sum(map(sum, fields))
     name_width = min(room, max(len(row["title"]) for row in rows) + 1)
     lines = []
-    for block in blocks(rows).values():
+    for block in list(blocks(rows).values())[:settings]:
         marked = marks(block)
         head = "".join(
             f"{metric.text:>{number + spread - 2}}  " for metric, (number, spread) in zip(columns, fields, strict=True)
