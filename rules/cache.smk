@@ -32,15 +32,15 @@ rule cache_teacher:
     """Run the teacher once over the training queries: the backbone with demonstrations in its context."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
-        demonstrations="results/demonstrations/{dataset}/k{shots}/seed{seed}.json",
+        demonstrations="results/demonstrations/{dataset}/k{shots}/seed{seed}{draw}.json",
         vision="results/vision/{dataset}/{backbone}",
         model=built_backbone,
     output:
-        directory("results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}"),
+        directory("results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}"),
     log:
-        "logs/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}.log",
+        "logs/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}.log",
     benchmark:
-        "benchmarks/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}.tsv"
+        "benchmarks/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}.tsv"
     threads: 1
     resources:
         mem_mb=memory,
@@ -50,7 +50,7 @@ rule cache_teacher:
         max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
         code=code_version("scripts/cache_teacher.py"),
     message:
-        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}: caching the teacher"
+        "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}{wildcards.draw}: caching the teacher"
     script:
         "../scripts/cache_teacher.py"
 

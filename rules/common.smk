@@ -70,8 +70,12 @@ wildcard_constraints:
     annotator=any_of(ANNOTATORS),
     shots=r"\d+",
     seed=r"\d+",
+    draw=r"(-draw[1-9]\d*)?",
     table="termination|significance|factorial|mechanisms",
 
+
+# The draws of a seed's demonstrations. The first has no number, so that more draws leave its files as they are.
+DRAWS = ["", *(f"-draw{number}" for number in range(1, config["draws"]))]
 
 # What a job is given by its wildcards: a tiny backbone has a folder that is built here, a distilled method a teacher.
 
@@ -198,10 +202,11 @@ def code_of_annotator(script):
 
 
 def teacher_of(wildcards):
-    """The cached teacher, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
+    """The cached teacher of every draw, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
     if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
         return []
-    return "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}".format(shots=config["shots"], **wildcards)
+    folder = "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}"
+    return expand(folder, shots=config["shots"], draw=DRAWS, **wildcards)
 
 
 def layers_of(wildcards):

@@ -100,22 +100,23 @@ rule select:
 
 
 rule demonstrate:
-    """Draw the demonstrations of every query, validation and test study, from other patients."""
+    """Draw demonstrations from other patients: the first draw for all studies, further ones (-draw1 ...) for queries."""
     input:
         pool="results/pools/{dataset}.json",
         studies="results/splits/{dataset}/studies.parquet",
     output:
-        "results/demonstrations/{dataset}/k{shots}/seed{seed}.json",
+        "results/demonstrations/{dataset}/k{shots}/seed{seed}{draw}.json",
     log:
-        "logs/demonstrate/{dataset}/k{shots}/seed{seed}.log",
+        "logs/demonstrate/{dataset}/k{shots}/seed{seed}{draw}.log",
     benchmark:
-        "benchmarks/demonstrate/{dataset}/k{shots}/seed{seed}.tsv"
+        "benchmarks/demonstrate/{dataset}/k{shots}/seed{seed}{draw}.tsv"
     threads: 1
     resources:
         mem_mb=2000,
     params:
+        shared=config["demonstrations"] == "shared",
         code=code_version("scripts/demonstrate.py"),
     message:
-        "{wildcards.dataset}, {wildcards.shots} shots, seed {wildcards.seed}: drawing demonstrations"
+        "{wildcards.dataset}, {wildcards.shots} shots, seed {wildcards.seed}{wildcards.draw}: drawing demonstrations"
     script:
         "../scripts/demonstrate.py"

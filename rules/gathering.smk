@@ -180,7 +180,10 @@ def shown_settings():
     """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
     methods = dict.fromkeys(method for _, _, method in ROWS)
     return {
-        **{key: config[key] for key in ("seeds", "shots", "decoding", "annotation", "analysis")},
+        **{
+            key: config[key]
+            for key in ("seeds", "shots", "draws", "demonstrations", "decoding", "annotation", "analysis")
+        },
         "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
         "training": TRAINING,
         "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},

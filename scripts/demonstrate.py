@@ -1,4 +1,4 @@
-"""Draw the demonstrations of every query, validation and test study."""
+"""Draw the demonstrations of every query, validation and test study, or a further draw of the queries'."""
 
 from dive.progress import logged
 
@@ -11,4 +11,6 @@ with logged(snakemake.log[0]):
         shots=int(snakemake.wildcards.shots),
         seed=int(snakemake.wildcards.seed),
         out=snakemake.output[0],
+        draw=int(snakemake.wildcards.draw.removeprefix("-draw") or 0),
+        shared=snakemake.params.shared,
     )

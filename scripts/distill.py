@@ -16,7 +16,7 @@ with logged(snakemake.log[0]):
         pool=snakemake.input.pool,
         spans=snakemake.input.spans,
         vision=snakemake.input.vision,
-        teacher=snakemake.input.teacher or None,
+        teacher=list(snakemake.input.teacher),
         layers=snakemake.input.layers or None,
         demonstrations=snakemake.input.demonstrations or None,
         training={**snakemake.params.training, **resources},

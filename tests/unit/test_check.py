@@ -170,6 +170,19 @@ def test_hours_grow_with_what_is_run(paper):
     assert estimated(paper, ["dive"], seeds=[0]).seconds["distill"] == pytest.approx(alone.seconds["distill"] / 2)
 
 
+def test_draws_multiply_the_teacher_and_sharing_saves_the_demonstrations(paper):
+    one, three = (estimated(paper, ["dive", "icl"], draws=draws) for draws in (1, 3))
+    assert three.bytes["teacher"] == 3 * one.bytes["teacher"]
+    assert three.seconds["cache_teacher"] == pytest.approx(3 * one.seconds["cache_teacher"])
+    for stage in ("distill", "generate"):
+        assert three.seconds[stage] == one.seconds[stage]
+    shared = estimated(paper, ["dive", "icl"], demonstrations="shared")
+    assert shared.bytes == one.bytes
+    # Two demonstrations and the query are three images: two thirds of the prompt are computed once, not for each query.
+    assert shared.seconds["cache_teacher"] < 0.45 * one.seconds["cache_teacher"]
+    assert shared.seconds["generate"] < one.seconds["generate"]
+
+
 def test_computing_bounds_large_work_and_calls_small():
     machine = Machine(tflops=100, bandwidth=1000, layer_ms=1.0)
     assert machine.seconds(1e15, layers=10) == 10.0

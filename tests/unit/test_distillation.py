@@ -457,6 +457,52 @@ def test_a_killed_run_ends_in_the_same_bits(world, monkeypatch, method, kills):
         folder.rmdir()
 
 
+def mean_divergence(world, teacher):
+    """KL(teacher || zero-shot) over all predicting positions of the queries, by plain forward passes."""
+    states, parts = Shards(teacher), []
+    for uid, prompt in zip(world.study.members["queries"], world.prompts, strict=False):
+        own = plain_hidden(world, prompt)[prompt.prompt_length - 1 :]
+        p, q = (F.log_softmax(world.backbone.head(hidden).float(), -1) for hidden in (states[uid], own))
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return float(torch.cat(parts).mean())
+
+
+def test_epochs_alternate_between_the_draws_of_demonstrations(world, tmp_path, monkeypatch):
+    redrawn, second = tmp_path / "redrawn.json", str(tmp_path / "teacher-draw1")
+    redrawn.write_text(json.dumps({"queries": {uid: shown[::-1] for uid, shown in world.study.drawn.items()}}))
+    cache_teacher(world.settings, world.study.studies, str(redrawn), world.study.vision, world.training, second)
+    # At rate 0 the student stays zero-shot, so that a step's divergence tells its teacher.
+    still = {**DIVE, "optimiser": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 5, "batch_size": 3}
+    rows = rows_of(world.distill("still", still, teacher=[world.teacher, second]) / "training.csv")
+    lengths = [prompt.n_labels for prompt in world.prompts[: len(world.study.members["queries"])]]
+    expected = [mean_divergence(world, world.teacher), mean_divergence(world, second)]
+    assert abs(expected[0] - expected[1]) > 0.01 * expected[0]
+    for epoch in range(5):
+        of_epoch = [row for row in rows if row["epoch"] == epoch + 1]
+        assert sum(row["tokens"] for row in of_epoch) == sum(lengths)
+        found = sum(row["distillation"] * row["tokens"] for row in of_epoch) / sum(lengths)
+        assert found == pytest.approx(expected[epoch % 2], rel=1e-4)
+    # A run that is killed in the second draw's epoch goes on with it.
+    training, teachers = {**TRAINING, "checkpoint_seconds": 0}, [world.teacher, second]
+    whole = world.distill("whole-draws", DIVE, training, teacher=teachers)
+    step = Run.step
+
+    def killed(self, batch, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "step", killed)
+        world.distill("killed-draws", DIVE, training, teacher=teachers)
+    found = world.distill("killed-draws", DIVE, training, teacher=teachers)
+    assert (found / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    assert json.loads((found / "config.json").read_text())["data"]["draws"] == 2
+    alone = world.distill("one-draw", DIVE, training)
+    assert (alone / "adapter.safetensors").read_bytes() != (whole / "adapter.safetensors").read_bytes()
+    assert "draws" not in json.loads((alone / "config.json").read_text())["data"]
+
+
 def test_a_checkpoint_of_other_settings_is_not_continued(world, monkeypatch):
     training = {**TRAINING, "checkpoint_seconds": 0}
     expected = (world.distill("fresh", DIVE, training) / "adapter.safetensors").read_bytes()

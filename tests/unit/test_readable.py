@@ -135,6 +135,21 @@ def test_a_broken_demonstration_is_replaced_for_everybody_alike(tmp_path):
         readable_demonstrations(path, pool.studies, vision_without(tmp_path, "e", "f"))
 
 
+def test_shared_demonstrations_stay_shared_without_broken_ones(tmp_path):
+    pool = Pool(tmp_path, {})
+    path = tmp_path / "drawn.json"
+    write_json(path, {"queries": {"a": ["d", "e"], "b": ["d", "e"]}, "test": {"h": ["d", "e"]}, "spare": ["f"]})
+    whole = readable_demonstrations(path, pool.studies, tmp_path / "nothing")
+    assert whole == {"queries": {"a": ["d", "e"], "b": ["d", "e"]}, "test": {"h": ["d", "e"]}}
+    vision = vision_without(tmp_path, "d", "b")
+    assert readable_demonstrations(path, pool.studies, vision) == {
+        "queries": {"a": ["e", "f"]},
+        "test": {"h": ["e", "f"]},
+    }
+    with pytest.raises(DataError, match="only 1 of the 3 candidates"):
+        readable_demonstrations(path, pool.studies, vision_without(tmp_path, "d", "e"))
+
+
 def test_rows_that_read_no_image_are_scored_on_the_same_studies(tmp_path):
     path = tmp_path / "constant.parquet"
     write_generations(path, [(uid, f"p{uid}", "text", 1, True) for uid in POOL["test"]])

@@ -337,9 +337,9 @@ def test_too_few_studies_name_every_key(tmp_path):
     assert "pool.test" not in message
 
 
-def demonstrations_of(tmp_path, path, pool, shots=4, seed=0):
+def demonstrations_of(tmp_path, path, pool, shots=4, seed=0, **options):
     out = tmp_path / "demonstrations.json"
-    draw_demonstrations(pool, path, shots, seed, str(out))
+    draw_demonstrations(pool, path, shots, seed, str(out), **options)
     return json.loads(out.read_text())
 
 
@@ -371,6 +371,41 @@ def test_draws_depend_on_study_and_seed_alone(tmp_path):
     path, out, _ = pool_of(tmp_path, frame(), SIZES | {"demonstrations": 17})
     wider = demonstrations_of(tmp_path, path, out)
     assert all(len(set(shown) - set(drawn["test"][uid])) <= 1 for uid, shown in wider["test"].items())
+
+
+def test_further_draws_are_of_queries_alone_and_independent(tmp_path):
+    path, out, pool = pool_of(tmp_path, frame(), SIZES)
+    first = demonstrations_of(tmp_path, path, out)
+    second, third = (demonstrations_of(tmp_path, path, out, draw=number) for number in (1, 2))
+    assert set(first) == {"queries", "validation", "test"}
+    assert set(second) == set(third) == {"queries"}
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert list(one["queries"]) == list(other["queries"]) == pool["queries"]
+        assert sum(one["queries"][uid] == shown for uid, shown in other["queries"].items()) < 4
+    assert demonstrations_of(tmp_path, path, out, draw=1) == second
+    assert demonstrations_of(tmp_path, path, out, draw=1, seed=1) != second
+
+
+def test_shared_demonstrations_are_one_set_of_other_patients(tmp_path):
+    studies = frame()
+    path, out, pool = pool_of(tmp_path, studies, SIZES)
+    patient = dict(zip(studies["study_uid"], studies["patient_uid"], strict=True))
+    drawn = demonstrations_of(tmp_path, path, out, shared=True)
+    groups = ("queries", "validation", "test")
+    sets = {tuple(shown) for group in groups for shown in drawn[group].values()}
+    assert all(list(drawn[group]) == pool[group] for group in groups)
+    (shown,) = sets
+    of_shown = [patient[uid] for uid in [*shown, *drawn["spare"]]]
+    assert len(shown) == 4
+    assert len(set(of_shown)) == len(of_shown) > 4
+    assert not set(of_shown) & {patient[uid] for group in groups for uid in pool[group]}
+    more = demonstrations_of(tmp_path, path, out, shots=6, shared=True)
+    assert [*shown, *drawn["spare"]][:6] == next(iter(more["test"].values()))
+    for other in (
+        demonstrations_of(tmp_path, path, out, shared=True, seed=1),
+        demonstrations_of(tmp_path, path, out, shared=True, draw=1),
+    ):
+        assert next(iter(other["queries"].values())) != list(shown)
 
 
 def test_every_candidate_is_drawn_about_as_often(tmp_path):

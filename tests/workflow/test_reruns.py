@@ -56,6 +56,28 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
     assert not any("seed0" in path for path in project.planned_files())
 
 
+def test_more_draws_add_their_own_teachers(project: Project) -> None:
+    """What is there stays as it is, and only what learns from a teacher is trained again."""
+    project.change("draws", "3")
+    taught = 5  # of six trained methods, all but the one with kd = 0
+    assert project.planned() == {"demonstrate": 2 * 2, "cache_teacher": PAIRS * 2, **retrained(taught)}
+    made = {
+        path for path in project.planned_files() if path.startswith(("results/demonstrations/", "results/teacher/"))
+    }
+    assert all("seed0-draw1" in path or "seed0-draw2" in path for path in made)
+    assert not any("/dive_no_teacher/" in path for path in project.planned_files())
+
+
+def test_shared_demonstrations_rerun_what_demonstrations_are_for(project: Project) -> None:
+    project.change("demonstrations", "shared")
+    planned = project.planned()
+    assert planned["demonstrate"] == 2
+    assert planned["cache_teacher"] == PAIRS
+    assert planned["distill"] == PAIRS * 5
+    assert planned["generate"] == PAIRS * (5 + 1)  # and the reports of the teacher itself
+    assert not {"split", "select", "annotate", "cache_vision"} & set(planned)
+
+
 def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
     project.change("max_new_tokens", "96")
     with_model, constant = 9, 1

@@ -469,6 +469,8 @@ class Config(Strict):
     experiments: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Natural], Field(min_length=1)]
     shots: Positive
+    draws: Positive
+    demonstrations: Literal["per_query", "shared"]
     grids: dict[Name, Grid]
     world: World
     datasets: dict[Name, Dataset]

@@ -238,23 +238,24 @@ def estimate(
     Seconds, with B the batch of a stage and F = 2 P a token (and attention, see `Shape.forward`):
 
     - ``cache_vision``: pool x tower(n);
-    - ``cache_teacher``: seeds x N x F(p_K + T), once for all methods whose ``loss.kd`` is not 0;
+    - ``cache_teacher``: seeds x M x N x F(p_K + T), once for all methods whose ``loss.kd`` is not 0, with M draws of
+      demonstrations; where all queries share theirs, N x F(n + i + T) after them instead;
     - ``distill``, a method and seed: E x (N x (F(p_0) + 2 F(T + 1) + 3 head(T + 1)) + validation x (F(p_0) + F(T + 1) +
       head(T + 1))): the prompt without a gradient, the report forward and backward to its inputs (as much again, since
       no weight of the backbone has a gradient), the head forward, backward, and for the teacher;
-    - ``generate``, a method and seed: test x F(p), then T + 1 steps a batch, each the longest of computing 2 P B,
-      reading the weights and the batch's keys and values, and calling L layers.
+    - ``generate``, a method and seed: test x F(p), with shared demonstrations as above, then T + 1 steps a batch, each
+      the longest of computing 2 P B, reading the weights and the batch's keys and values, and calling L layers.
 
     Bytes, with b a number's:
 
-    - ``vision``: (pool + 1) n d b; ``teacher``: seeds N (T + 1) d b; ``layers``, where a method learns from the
+    - ``vision``: (pool + 1) n d b; ``teacher``: seeds M N (T + 1) d b; ``layers``, where a method learns from the
       teacher's states of all layers: seeds N L (T + 1) d b; ``backbone``: all parameters, in the Hugging Face cache.
 
     Args:
         counts: the dataset's part in it.
         backbone: ``backbones.<name>`` of the resolved configuration.
         shape: of `shape_of`.
-        config: the resolved configuration: seeds, shots, training, decoding, methods.
+        config: the resolved configuration: seeds, shots, draws, demonstrations, training, decoding, methods.
         methods: names of the grid's methods.
         machine: what is assumed of the GPU.
         tokens_a_word: of the tokenizer on reports; about 1.5 for both families.
@@ -264,13 +265,15 @@ def estimate(
     limits = config["training"]["max_report_tokens"], config["decoding"]["max_new_tokens"]
     report, shots, batch = min(limits[0], tokens_a_word * counts.words), config["shots"], backbone["batch"]
     zero_shot, in_context = n + instruction, (shots + 1) * (n + instruction) + shots * report
+    once = in_context - zero_shot if config["demonstrations"] == "shared" else 0
     labels = report + 1
     seconds = {"cache_vision": counts.pool * machine.seconds(shape.vision(n))}
     on_disk = {
         "backbone": float(shape.parameters * size),
         "vision": float((counts.pool + 1) * n * shape.width * size),
     }
-    teachers = seeds = len(config["seeds"])
+    seeds = len(config["seeds"])
+    teachers = seeds * config["draws"]
     longest = 0.0
     taught, layered = False, False
     for name in methods:
@@ -295,7 +298,8 @@ def estimate(
             seconds["distill"] = seconds.get("distill", 0.0) + spent
             longest += spent
         batches = counts.test / batch["generation"]
-        first = counts.test * machine.seconds(shape.forward(prompt) + shape.head(1))
+        before = once if method.get("demonstrations") else 0
+        first = counts.test * machine.seconds(shape.forward(prompt - before, before) + shape.head(1))
         for written, is_bound in ((min(labels, limits[1]), False), (limits[1], True)):
             context = batch["generation"] * (prompt + written / 2)
             step = machine.seconds(
@@ -309,12 +313,12 @@ def estimate(
             else:
                 seconds["generate"] = seconds.get("generate", 0.0) + spent
     if taught:
-        operations = counts.queries * shape.forward(in_context + report)
+        operations = counts.queries * shape.forward(in_context + report - once, once)
         seconds["cache_teacher"] = teachers * machine.seconds(
             operations, shape.layers * counts.queries / batch["teacher"]
         )
         on_disk["teacher"] = teachers * counts.queries * labels * shape.width * size
     if layered:
-        on_disk["layers"] = teachers * counts.queries * labels * shape.width * size * shape.layers
+        on_disk["layers"] = seeds * counts.queries * labels * shape.width * size * shape.layers
     longest += seconds["cache_vision"] + seconds.get("cache_teacher", 0.0)
     return Estimate(seconds, on_disk, longest)

@@ -85,7 +85,13 @@ def assert_disjoint(pool: dict[str, Sequence[str]], studies: pd.DataFrame) -> No
             raise DataError(f"{len(both)} patients are in demonstrations and {group}, the first is {both[0]}")
 
 
-def draw_demonstrations(pool: str, studies: str, shots: int, seed: int, out: str) -> None:
+SPARE = 16
+"""Candidates beside K that a shared draw keeps, to take the places of demonstrations without a readable image."""
+
+
+def draw_demonstrations(
+    pool: str, studies: str, shots: int, seed: int, out: str, draw: int = 0, shared: bool = False
+) -> None:
     """Draw ``shots`` demonstrations for every query, validation and test study, each from another patient.
 
     Fewer shots are the beginning of more. The draws of one study depend on its name, the seed and the
@@ -97,6 +103,9 @@ def draw_demonstrations(pool: str, studies: str, shots: int, seed: int, out: str
         shots: K, at least 0.
         seed: of the draw.
         out: path of the JSON to write: queries, validation, test -> study_uid -> K demonstration study_uids.
+        draw: number of the draw, from 0; each has a stream of its own, and all but the first are for queries alone.
+        shared: one set for all studies, which the JSON repeats for each; ``spare`` lists up to `SPARE` candidates that
+            would have been next.
 
     Raises:
         DataError: the pool holds demonstrations of fewer than ``shots`` patients.
@@ -114,18 +123,26 @@ def draw_demonstrations(pool: str, studies: str, shots: int, seed: int, out: str
             f"raise datasets.{dataset}.pool.demonstrations or lower shots"
         )
     keys = hashes(seed, "demonstrations/candidates", candidates)
+    stream = f"demonstrations/queries/{draw}" if draw else "demonstrations/queries"
+    groups = ("queries",) if draw else ("queries", "validation", "test")
     drawn: dict[str, Any] = {}
-    for group in ("queries", "validation", "test"):
-        names = members[group]
-        own = hashes(seed, "demonstrations/queries", names)
-        drawn[group] = {
-            uid: draw(mix(keys ^ key), candidates, of_patient, shots)
-            for uid, key in progress(list(zip(names, own, strict=True)), f"demonstrations of {group}")
-        }
+    if shared:
+        (own,) = hashes(seed, stream, [""])
+        ranked = nearest(mix(keys ^ own), candidates, of_patient, min(shots + SPARE, len(set(of_patient))))
+        drawn = {group: dict.fromkeys(members[group], ranked[:shots]) for group in groups}
+        drawn["spare"] = ranked[shots:]
+    else:
+        for group in groups:
+            names = members[group]
+            own = hashes(seed, stream, names)
+            drawn[group] = {
+                uid: nearest(mix(keys ^ key), candidates, of_patient, shots)
+                for uid, key in progress(list(zip(names, own, strict=True)), f"demonstrations of {group}")
+            }
     write_json(out, drawn)
 
 
-def draw(order: np.ndarray, candidates: list[str], of_patient: list[str], shots: int) -> list[str]:
+def nearest(order: np.ndarray, candidates: list[str], of_patient: list[str], shots: int) -> list[str]:
     """The ``shots`` candidates with the smallest numbers in ``order``, (n,) uint64, skipping patients already drawn."""
     if shots == 0:
         return []

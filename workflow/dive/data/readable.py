@@ -35,7 +35,8 @@ def readable_demonstrations(
     """The drawn demonstrations of every readable study; a broken one is replaced, so that there are K for everybody.
 
     The replacement is the candidate whose hash with the study and with what it replaces is smallest, among the
-    demonstrations drawn for anybody, of a patient not yet shown: the same for every method and backbone.
+    demonstrations drawn for anybody, of a patient not yet shown: the same for every method and backbone. Where all
+    studies share their demonstrations, they share the first K readable ones of the draw.
 
     Args:
         demonstrations: path of the JSON of `dive.data.pools.draw_demonstrations`.
@@ -46,9 +47,15 @@ def readable_demonstrations(
         DataError: too few readable demonstrations are left.
     """
     drawn: dict[str, dict[str, list[str]]] = read_json(demonstrations)
+    spare: list[str] | None = drawn.pop("spare", None)
     gone = studies_left_out(vision)
     if not gone:
         return drawn
+    if spare is not None:
+        return {
+            group: {uid: first_readable(uids, spare, gone) for uid, uids in draws.items() if uid not in gone}
+            for group, draws in drawn.items()
+        }
     # Only now, and in no job of an ordinary run: pandas would cost each of them a third of a second.
     from dive.data.studies import read_studies
 
@@ -60,6 +67,17 @@ def readable_demonstrations(
         group: {uid: replace(uid, uids, gone, candidates, patient) for uid, uids in draws.items() if uid not in gone}
         for group, draws in drawn.items()
     }
+
+
+def first_readable(shown: Sequence[str], spare: Sequence[str], gone: set[str]) -> list[str]:
+    """As many of ``shown`` and then ``spare`` as were shown, without those that are ``gone``."""
+    kept = [uid for uid in [*shown, *spare] if uid not in gone][: len(shown)]
+    if len(kept) < len(shown):
+        raise DataError(
+            f"only {len(kept)} of the {len(shown) + len(spare)} candidates for shared demonstrations have a readable "
+            "image; raise datasets.<name>.pool.demonstrations or lower shots"
+        )
+    return kept
 
 
 def replace(

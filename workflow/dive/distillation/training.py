@@ -103,6 +103,8 @@ class Run:
         micro_batch: examples in memory at once; the effective batch is accumulated from them.
         seed: fixes the order.
         layers: the teacher's layer states (L, n_labels, width) by study_uid, or None where hidden is 0.
+        redrawn: the teacher's states with further draws of demonstrations: of M draws in all, epoch e (from 0) learns
+            from draw e mod M, the first being ``teacher``.
     """
 
     def __init__(
@@ -116,8 +118,10 @@ class Run:
         micro_batch: int,
         seed: int,
         layers: Mapping[str, torch.Tensor] | None = None,
+        redrawn: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> None:
-        self.student, self.queries, self.teacher, self.layers = student, queries, teacher, layers
+        self.student, self.queries, self.layers = student, queries, layers
+        self.teachers = [teacher, *redrawn]
         loss = dict(loss)
         self.hidden = loss.pop("hidden", 0.0)
         self.supervision, self.lengths = supervision, [len(of_report.weights) for of_report in supervision]
@@ -163,7 +167,7 @@ class Run:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         supervision = self.supervision_of(batch)
-        losses = self.accumulate_gradient(batch, supervision)
+        losses = self.accumulate_gradient(batch, supervision, epoch=step // self.steps_per_epoch)
         norm = torch.nn.utils.clip_grad_norm_(
             self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
         )
@@ -200,7 +204,7 @@ class Run:
         return riskiest(supervision, torch.cat(losses), self.method["weights"]["level"])
 
     def accumulate_gradient(
-        self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None
+        self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None, epoch: int = 0
     ) -> list[float]:
         """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid.
 
@@ -209,6 +213,7 @@ class Run:
         weights = dict(zip(batch, supervision or self.supervision_of(batch), strict=True))
         total_weight = sum(sum(of_one.sums) for of_one in weights.values())
         total_positions = sum(self.lengths[row] for row in batch)
+        teacher = self.teachers[epoch % len(self.teachers)]
         batch = sorted(batch, key=lambda row: (self.lengths[row], row))
         sums = [0.0, 0.0, 0.0, 0.0]
         for begin in range(0, len(batch), self.micro_batch):
@@ -217,7 +222,7 @@ class Run:
                 predictions = self.student(rows, layers=bool(self.hidden))
                 losses = distillation_loss(
                     predictions.states,
-                    self._teacher_of(rows, self.teacher),
+                    self._teacher_of(rows, teacher),
                     predictions.labels,
                     torch.cat([weights[row].weights for row in rows]).to(self.backbone.device),
                     self.backbone.head,
@@ -345,7 +350,7 @@ def distill(
     pool: str,
     spans: str,
     vision: str,
-    teacher: str | None,
+    teacher: str | Sequence[str] | None,
     training: dict[str, Any],
     seed: int,
     out: str,
@@ -370,7 +375,8 @@ def distill(
         pool: path of the pool's JSON: queries and validation studies.
         spans: path of the decisive spans, of the annotator that ``method.weights.source`` asks for.
         vision: folder of the vision features.
-        teacher: folder of the teacher's states, which hold what its demonstrations taught; None where ``loss.kd`` is 0.
+        teacher: folder of the teacher's states, which hold what its demonstrations taught; or one for each of M draws
+            of them, between which the epochs alternate; None or empty where ``loss.kd`` is 0.
         training: max_report_tokens, validation_studies; optionally prefix_cache_gb (1), checkpoint_seconds (60).
         seed: fixes initial values and order (demonstrations have their own stream).
         out: adapter folder.
@@ -383,8 +389,9 @@ def distill(
         RuntimeError: the loss is not finite, or memory ran out.
     """
     is_trained = "epochs" in method
+    teachers = [teacher] if isinstance(teacher, str) else list(teacher or ())
     loss_settings = {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0, **method.get("loss", {})}
-    if is_trained and loss_settings["kd"] and teacher is None:
+    if is_trained and loss_settings["kd"] and not teachers:
         raise ValueError("methods.*.loss.kd is not 0 but no teacher states are given")
     if is_trained and loss_settings["hidden"] and layers is None:
         raise ValueError("methods.*.loss.hidden is not 0 but no states of the teacher's layers are given")
@@ -412,7 +419,7 @@ def distill(
         supervise(prompt, of_study, targets[uid], weights, relevant, seed)
         for uid, prompt, of_study, relevant in zip(uids, prompts, spans_of(spans, uids), relevance, strict=True)
     ]
-    states = Shards(teacher) if teacher is not None and loss_settings["kd"] else None
+    states = [Shards(folder) for folder in teachers] if loss_settings["kd"] else [None]
     layer_states = Shards(layers) if layers is not None else None
 
     intervention = build_intervention(
@@ -422,7 +429,7 @@ def distill(
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, spans, vision, teacher, layers, demonstrations],
+        [studies, pool, spans, vision, *teachers, layers, demonstrations],
     )
     if (fit := fit_of(method)) is not None:
         of_queries, shown = prompts[: len(queries)], None
@@ -442,8 +449,8 @@ def distill(
         )  # fmt: skip
         if is_trained:
             run = Run(
-                student, supervision, queries, states, method, loss_settings, at_once, seed,
-                layer_states if loss_settings["hidden"] else None,
+                student, supervision, queries, states[0], method, loss_settings, at_once, seed,
+                layer_states if loss_settings["hidden"] else None, states[1:],
             )  # fmt: skip
             log.info("%d steps", run.total_steps)
             progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
@@ -458,7 +465,7 @@ def distill(
             intervention,
             method,
             describe_backbone(loaded.model, decoder, loaded.source, loaded.revision),
-            {"dataset": _dataset_of(studies), "queries": len(queries)},
+            {"dataset": _dataset_of(studies), "queries": len(queries)} | ({"draws": len(states)} if states[1:] else {}),
             progressed.best_epoch,
             record(backbone=backbone, method=method, training=outcome, seed=seed),
         )

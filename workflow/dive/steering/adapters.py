@@ -100,7 +100,7 @@ def save_adapter(
         intervention: the trained state.
         method: ``methods.<name>``: rebuilds the module on loading.
         backbone: from ``describe_backbone``.
-        data: name of the ``dataset`` and number of ``queries`` it was trained on.
+        data: name of the ``dataset``, number of ``queries`` it was trained on, of ``draws`` where there are several.
         epoch: after how many epochs the kept state was reached.
         record: provenance (code and package versions, settings).
     """
