@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
+from dive.backbones.shared import Shared, SharedLayer
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.generations import write_generations
 from dive.data.readable import readable_demonstrations, readable_pool
@@ -44,17 +45,19 @@ class Reserved(DynamicLayer):
     transformers' own layers join old and new in every step, which at K demonstrations costs more than the model.
 
     Args:
-        layer: what the prompts left, of a full or sliding layer.
+        layer: what the prompts left, of a full or sliding layer; what they share is from now on in every row.
         room: tokens that may follow.
     """
 
     def __init__(self, layer: Any, room: int) -> None:
         super().__init__()
+        # A shared layer drops nothing: padding in its rows would take places in the window.
         self.window = getattr(layer, "sliding_window", None)
         self.is_sliding = layer.is_sliding
         self.seen = layer.get_seq_length()
-        self.n = layer.keys.shape[-2]
-        self.buffers = [F.pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
+        whole = layer.whole if isinstance(layer, SharedLayer) else (layer.keys, layer.values)
+        self.n = whole[0].shape[-2]
+        self.buffers = [F.pad(states, (0, 0, 0, room)) for states in whole]
         self.is_initialized = True
 
     def update(
@@ -78,7 +81,11 @@ class Reserved(DynamicLayer):
 
 @torch.no_grad()
 def decode_batch(
-    backbone: Backbone, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures], max_new_tokens: int
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    features: Mapping[str, ImageFeatures],
+    max_new_tokens: int,
+    shared: Shared | None = None,
 ) -> list[Decoded]:
     """Greedy continuation of one batch of prompts; no length, repetition or minimum-length penalty.
 
@@ -91,13 +98,14 @@ def decode_batch(
         prompts: B prompts without reports.
         features: image features by key.
         max_new_tokens: limit, the terminator included.
+        shared: ``backbone.share`` of these prompts, among others; None runs them whole.
     """
-    batch = backbone.collate(prompts, features)
-    cache = backbone.new_cache()
+    batch = backbone.collate(prompts, features, shared=shared)
+    cache = shared.new_cache() if shared else backbone.new_cache()
     hidden = backbone.prefill(batch, cache)[:, -1]
     cache.layers = [Reserved(layer, max_new_tokens) for layer in cache.layers]
-    n_before, position = batch.mask.shape[1], batch.next_position
-    mask = F.pad(batch.mask, (0, max_new_tokens), value=True)
+    n_before, position = cache.get_seq_length(), batch.next_position
+    mask = F.pad(batch.mask, (n_before - batch.mask.shape[1], max_new_tokens), value=True)
     rows = torch.arange(len(prompts), device=backbone.device)
     running = torch.ones_like(rows, dtype=torch.bool)
     written: list[list[int]] = [[] for _ in prompts]
@@ -136,8 +144,9 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     decoded: dict[int, Decoded] = {}
+    shared = backbone.share(prompts, features)
     for batch in progress(batches, "decoding batches"):
-        reports = decode_batch(backbone, [prompts[i] for i in batch], features, max_new_tokens)
+        reports = decode_batch(backbone, [prompts[i] for i in batch], features, max_new_tokens, shared)
         decoded.update(zip(batch, reports, strict=True))
     return [decoded[i] for i in range(len(prompts))]
 
@@ -219,13 +228,17 @@ def generate_reports(
             from dive.steering.attach import attach
 
             stack.callback(attach(loaded.model, adapter).detach)
+        shared = loaded.share(prompts, features)
+        if shared:
+            log.info("all studies share their demonstrations: %d tokens are run once", shared.length)
         Path(partial).parent.mkdir(parents=True, exist_ok=True)
         # Written anew on a resume: the kill may have cut its last line.
         file = stack.enter_context(open(partial, "w", encoding="utf-8"))
         file.writelines(json.dumps(line) + "\n" for line in [made_by, *([uid, *row] for uid, row in done.items())])
         for begin in progress(range(0, len(order), size), "decoding batches"):
             batch = order[begin : begin + size]
-            reports = decode_batch(loaded, [prompts[i] for i in batch], features, decoding["max_new_tokens"])
+            chosen = [prompts[i] for i in batch]
+            reports = decode_batch(loaded, chosen, features, decoding["max_new_tokens"], shared)
             for i, report in zip(batch, reports, strict=True):
                 done[todo[i]] = (report.text, len(report.ids), report.stopped)
                 file.write(json.dumps([todo[i], *done[todo[i]]]) + "\n")

@@ -60,11 +60,13 @@ def measure(
     """
     order = sorted(range(len(teacher)), key=lambda row: -len(teacher[row].ids))
     found = {}
+    with explained_memory("shots"):
+        shared = backbone.share(teacher, features)
     for begin in progress(range(0, len(order), batch_size), "batches analysed"):
         rows = order[begin : begin + batch_size]
         with explained_memory("backbones.*.batch.teacher"):
             zero_shot = teacher_states(backbone, [student[row] for row in rows], features)
-            shown = teacher_states(backbone, [teacher[row] for row in rows], features)
+            shown = teacher_states(backbone, [teacher[row] for row in rows], features, shared)
             for row, own, taught in zip(rows, zero_shot, shown, strict=True):
                 labels = torch.tensor(student[row].labels, device=own.device)
                 found[row] = (

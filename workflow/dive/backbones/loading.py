@@ -5,7 +5,7 @@ left padding, cached prefixes and Qwen's three-dimensional positions need no spe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
+from dive.backbones.shared import Shared, SharedCache, common_length
 
 
 class ImageFeatures(NamedTuple):
@@ -33,7 +35,7 @@ class ImageFeatures(NamedTuple):
 
 @dataclass
 class Batch:
-    """Left-padded prompts, ready for the model.
+    """Left-padded prompts, or what of them follows the tokens that they share, ready for the model.
 
     Attributes:
         embeds: (B, T, width) input embeddings, image features in place.
@@ -167,7 +169,43 @@ class Backbone:
                 prompt.positions = torch.arange(len(ids))
         return prompt.positions
 
-    def collate(self, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures], part: str = "prompt") -> Batch:
+    @torch.no_grad()
+    def share(self, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures]) -> Shared | None:
+        """Run the demonstrations with which all prompts begin; None where they have none, or not the same ones.
+
+        What they put in the cache is equal for every prompt: no token sees a later one, and the images among them are
+        whole. A single prompt has nobody to share with.
+        """
+        if len(prompts) < 2:
+            return None
+        first = prompts[0]
+        length = common_length(prompts, self.image_token_id, len(features[first.images[-1]].tokens))
+        if not length:
+            return None
+        # Positions are those of a whole prompt: Qwen's rule does not read one that is cut at an image.
+        positions = self._positions(first, features)[..., :length]
+        shown = first.images[:-1]
+        demonstrations = replace(
+            first, ids=first.ids[:length], images=shown, prompt_length=length, labels=[], positions=positions
+        )
+        cache = self.new_cache()
+        self.prefill(self.collate([demonstrations], features), cache)
+        layers = cache.layers
+        return Shared(
+            length,
+            len(shown),
+            [layer.keys for layer in layers],
+            [layer.values for layer in layers],
+            [layer.is_sliding for layer in layers],
+        )
+
+    def collate(
+        self,
+        prompts: Sequence[Prompt],
+        features: Mapping[str, ImageFeatures],
+        part: str = "prompt",
+        shared: Shared | None = None,
+    ) -> Batch:
         """Left-pad prompts and put the image features in.
 
         Args:
@@ -175,26 +213,28 @@ class Backbone:
             features: image features by key.
             part: ``prompt`` (up to the last prompt token), ``prefix`` (without that token: what training computes
                 without gradient) or ``full`` (report included: the teacher's input).
+            shared: of these prompts; the tokens that it holds are left out, to be continued from its cache.
         """
+        skip, images = (shared.length, shared.images) if shared else (0, 0)
         stops = {
             "prompt": [p.prompt_length for p in prompts],
             "prefix": [p.prompt_length - 1 for p in prompts],
             "full": [len(p.ids) for p in prompts],
         }[part]
-        longest = max(stops)
+        longest = max(stops) - skip
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
         positions = torch.zeros(*([3] if self.family.rotary_3d else []), len(prompts), longest, dtype=torch.long)
         next_position = torch.zeros(len(prompts), dtype=torch.long)
         vision = []
         for row, (prompt, stop) in enumerate(zip(prompts, stops, strict=True)):
-            begin = longest - stop
-            ids[row, begin:] = torch.tensor(prompt.ids[:stop])
+            begin = longest - (stop - skip)
+            ids[row, begin:] = torch.tensor(prompt.ids[skip:stop])
             mask[row, begin:] = True
             own = self._positions(prompt, features)[..., :stop]
-            positions[..., row, begin:] = own
+            positions[..., row, begin:] = own[..., skip:]
             next_position[row] = own.max() + 1
-            vision += [features[key].tokens for key in prompt.images]
+            vision += [features[key].tokens for key in prompt.images[images:]]
         is_image = ids == self.image_token_id
         embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0).to(self.device))
         is_image = is_image.to(self.device)
@@ -221,13 +261,21 @@ class Backbone:
         return Answers(ids.to(self.device), labels, labels >= 0, prefix.next_position)
 
     def prefill(self, batch: Batch, cache: Any = None) -> torch.Tensor:
-        """Run collated prompts: final normed hidden states (B, T, width); ``cache`` is filled where given."""
+        """Run collated prompts: final normed hidden states (B, T, width); ``cache`` is filled where given.
+
+        A ``SharedCache`` is continued: the batch must have been collated with what it shares.
+        """
         arguments: dict[str, Any] = {}
-        if batch.token_types is not None:
-            arguments["token_type_ids"] = batch.token_types
+        if isinstance(cache, SharedCache):
+            mask = F.pad(batch.mask, (cache.shared_length, 0), value=True)
+            attention = self._attention_masks(mask, batch.mask.shape[1], cache, batch.token_types)
+        else:
+            attention = batch.mask.long()
+            if batch.token_types is not None:
+                arguments["token_type_ids"] = batch.token_types
         return self.model.model(
             inputs_embeds=batch.embeds,
-            attention_mask=batch.mask.long(),
+            attention_mask=attention,
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -241,37 +289,57 @@ class Backbone:
             ids: (B, A) text tokens; padding lies on the right.
             mask: (B, T + A) bool over the cached and the new tokens.
             next_position: (B,) position of the first new token.
-            cache: from ``prefill``; appended in place.
+            cache: filled by ``prefill``; appended in place.
         """
         positions = next_position[:, None] + torch.arange(ids.shape[1], device=ids.device)
         if self.family.rotary_3d:
             positions = positions.expand(3, -1, -1)
         return self.model.model(
             inputs_embeds=self.model.get_input_embeddings()(ids),
-            attention_mask=self._attention_masks(mask, ids.shape[1]),
+            attention_mask=self._attention_masks(mask, ids.shape[1], cache),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
 
-    def _attention_masks(self, mask: torch.Tensor, n_new: int) -> Any:
+    def _attention_masks(
+        self, mask: torch.Tensor, n_new: int, cache: Any, token_types: torch.Tensor | None = None
+    ) -> Any:
         """Which keys the ``n_new`` last of the positions in ``mask`` (B, S) see: (B, 1, n_new, keys) by layer type.
 
-        The model would derive the same from ``mask``, at a tenth of a small model's training step. The cache of
-        a sliding layer keeps no more than its window, so its keys are the last ones.
+        The model would derive the same from ``mask``, at a tenth of a small model's training step; where padding lies
+        between shared tokens and a row's own it could not, since its windows count padding. The cache of a sliding
+        layer keeps no more of what was there before than its window, so its keys are the last ones.
+
+        Args:
+            mask: True at real tokens, cached and new.
+            n_new: number of new tokens.
+            cache: what holds the others.
+            token_types: (B, n_new), 1 at image tokens, which see all of their own image.
         """
         n_all = mask.shape[1]
         key = torch.arange(n_all, device=mask.device)
-        query = key[n_all - n_new :, None]
-        full = ((key <= query) & mask[:, None, :])[:, None]
+        full = ((key <= key[n_all - n_new :, None]) & mask[:, None, :])[:, None]
+        own_image = None if token_types is None else F.pad(_same_image(token_types == 1), (n_all - n_new, 0))[:, None]
+        masks = {"full_attention": full if own_image is None else full | own_image}
         if not self.family.masks_by_layer_type:
-            return full
-        masks = {"full_attention": full}
+            return masks["full_attention"]
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         if window is not None:
-            kept = min(n_all - n_new, window - 1) + n_new
-            masks["sliding_attention"] = (full & (key > query - window))[..., n_all - kept :]
+            order = mask.cumsum(-1)
+            near = full & (order[:, None, :] > order[:, n_all - n_new :, None] - window)[:, None]
+            if own_image is not None:
+                near |= own_image
+            before = cache.shared_length if isinstance(cache, SharedCache) else n_all - n_new
+            masks["sliding_attention"] = near[..., max(0, before - (window - 1)) :]
         return masks
+
+
+def _same_image(is_image: torch.Tensor) -> torch.Tensor:
+    """Whether two positions lie in one run of image tokens: (B, T) bool gives (B, T, T)."""
+    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
+    image = starts.cumsum(-1).masked_fill(~is_image, 0)
+    return (image[:, :, None] == image[:, None, :]) & is_image[:, :, None]
 
 
 def load_backbone(settings: Mapping[str, Any]) -> Backbone:

@@ -8,6 +8,7 @@ import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
+from dive.backbones.shared import Shared
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations
 from dive.progress import log, progress
@@ -67,11 +68,21 @@ def predicting_mask(prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
 
 @torch.no_grad()
 def teacher_states(
-    backbone: Backbone, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures]
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    features: Mapping[str, ImageFeatures],
+    shared: Shared | None = None,
 ) -> list[torch.Tensor]:
-    """Final normed states (T+1, width) at the predicting positions of each full prompt (T where it is cut)."""
-    batch = backbone.collate(prompts, features, part="full")
-    hidden = backbone.prefill(batch)
+    """Final normed states (T+1, width) at the predicting positions of each full prompt (T where it is cut).
+
+    Args:
+        backbone: the frozen model.
+        prompts: with reports.
+        features: image features by key.
+        shared: ``backbone.share`` of these prompts, among others; None runs them whole.
+    """
+    batch = backbone.collate(prompts, features, part="full", shared=shared)
+    hidden = backbone.prefill(batch, shared and shared.new_cache())
     mask = predicting_mask(prompts, hidden.shape[1])
     return [states[rows.to(states.device)] for states, rows in zip(hidden, mask, strict=True)]
 
@@ -114,11 +125,15 @@ def cache_teacher(
     # Alike lengths share a batch, the longest first: too large a batch fails at once, not after hours.
     keyed = sorted(zip(drawn, prompts, strict=True), key=lambda item: -len(item[1].ids))
     size = backbone["batch"]["teacher"]
+    with explained_memory("shots"):
+        shared = loaded.share(prompts, features)
+    if shared:
+        log.info("all queries share their demonstrations: %d tokens are run once", shared.length)
     with ShardWriter(out, record(backbone=backbone, training=training)) as writer:
         for begin in progress(range(0, len(keyed), size), "teacher batches"):
             batch = keyed[begin : begin + size]
             with explained_memory("backbones.*.batch.teacher"):
-                states = teacher_states(loaded, [prompt for _, prompt in batch], features)
+                states = teacher_states(loaded, [prompt for _, prompt in batch], features, shared)
             for (uid, prompt), of_query in zip(batch, states, strict=True):
                 if not of_query.isfinite().all():
                     raise RuntimeError(f"the teacher's states of {uid} are not finite; try dtype: float32")

@@ -66,13 +66,15 @@ def cache_layers(
     # The longest first: too large a batch fails at once, not after hours.
     keyed = sorted(zip(drawn, prompts, strict=True), key=lambda item: -len(item[1].ids))
     size = backbone["batch"]["teacher"]
+    with explained_memory("shots"):
+        shared = loaded.share(prompts, features)
     with ShardWriter(out, record(backbone=backbone, training=training)) as writer, Recording(layers) as recording:
         for begin in progress(range(0, len(keyed), size), "teacher batches"):
             batch = keyed[begin : begin + size]
             shown = [prompt for _, prompt in batch]
             with explained_memory("backbones.*.batch.teacher"):
-                collated = loaded.collate(shown, features, part="full")
-                loaded.prefill(collated)
+                collated = loaded.collate(shown, features, part="full", shared=shared)
+                loaded.prefill(collated, shared and shared.new_cache())
                 mask = predicting_mask(shown, collated.mask.shape[1]).to(collated.mask.device)
                 states = recording.at(mask).split([prompt.n_labels for prompt in shown], dim=1)
             for (uid, _), of_query in zip(batch, states, strict=True):
