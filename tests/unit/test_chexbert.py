@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dive.data.studies import LABELS
 from dive.scores.assets import WeightsError
@@ -197,3 +198,13 @@ def test_classes_are_in_the_order_of_labels(scorer, monkeypatch):
     row = [POSITIVE if label == "Fracture" else BLANK for label in CONDITIONS]
     monkeypatch.setitem(scorer._classes, "fractured", row)
     assert dict(zip(LABELS, scorer.classes(["fractured"])[0], strict=True))["Fracture"] == POSITIVE
+
+
+def test_a_full_memory_names_the_setting(scorer, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    scorer.classes(["Edema."])  # so that its model is there
+    monkeypatch.setattr(type(scorer._model), "forward", full)
+    with pytest.raises(RuntimeError, match=r"^out of device memory; lower scores\.chexbert\.batch"):
+        scorer.classes(["A text that was not read before."])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from dive.scores.assets import WeightsError
 from dive.scores.radgraph import COLUMNS, RadGraph, cap_words
@@ -113,3 +114,15 @@ def test_wrong_archives_are_errors(folder, tmp_path):
     torch.save({"payload": RadGraph}, spoilt / "radgraph/weights.th")
     with pytest.raises(WeightsError, match="not the weights of radgraph"):
         RadGraph(str(spoilt), "radgraph", device="cpu").graphs(["Effusion."])
+
+
+def test_a_full_memory_names_the_setting(folder, monkeypatch):
+    scorer = RadGraph(folder, "radgraph", device="cpu")
+    scorer.graphs(["Edema."])  # so that its model is there
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(scorer, "_model", full)
+    with pytest.raises(RuntimeError, match=r"^out of device memory; lower scores\.radgraph\.max_words"):
+        scorer.graphs(["Another effusion."])

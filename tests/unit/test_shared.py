@@ -83,19 +83,22 @@ def test_shared_demonstrations_continued_equal_the_full_forward(backbone, world)
         assert (backbone.prefill(batch, shared.new_cache()) - hidden)[batch.mask].abs().max() > 0.1
 
 
-def test_a_window_larger_than_everything_and_one_that_ends_in_the_image(tmp_path, world, backbone):
+def test_windows_from_one_image_to_everything(tmp_path, world, backbone):
     text = backbone.model.config.get_text_config()
     if getattr(text, "sliding_window", None) is None:
         pytest.skip("no sliding layers")
     folder = tiny_models.write_tiny(tmp_path / "model", "gemma3", seed=3)
     settings = json.loads((folder / "config.json").read_text())
-    for window in (3, 5, 9, 1000):  # an image has 4 tokens, which see each other across the window's edge
+    for window in (3, 4, 5, 9, 1000):
         settings["text_config"]["sliding_window"] = window
         (folder / "config.json").write_text(json.dumps(settings))
         other = World(load_backbone(tiny_models.settings(folder)))
         assert other.backbone.model.config.get_text_config().sliding_window == window
         prompts = other.prompts()
         shared = other.backbone.share(prompts, other.features)
+        if window < other.counts["s0"]:  # transformers 4 and 5 read such an image differently
+            assert shared is None
+            continue
         states = teacher_states(other.backbone, prompts, other.features, shared)
         for prompt, found in zip(prompts, states, strict=True):
             torch.testing.assert_close(found, other.plain(prompt)[prompt.prompt_length - 1 :], atol=ATOL, rtol=0)

@@ -17,6 +17,7 @@ from dive.backbones.shared import Shared, SharedLayer
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.generations import write_generations
 from dive.data.readable import readable_demonstrations, readable_pool
+from dive.devices import explained_memory
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of
 
@@ -80,6 +81,7 @@ class Reserved(DynamicLayer):
 
 
 @torch.no_grad()
+@explained_memory("backbones.*.batch.generation")
 def decode_batch(
     backbone: Backbone,
     prompts: Sequence[Prompt],
@@ -99,6 +101,9 @@ def decode_batch(
         features: image features by key.
         max_new_tokens: limit, the terminator included.
         shared: ``backbone.share`` of these prompts, among others; None runs them whole.
+
+    Raises:
+        RuntimeError: out of device memory; the message names the setting.
     """
     batch = backbone.collate(prompts, features, shared=shared)
     cache = shared.new_cache() if shared else backbone.new_cache()

@@ -20,7 +20,8 @@ from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.distillation.cache import explained_memory, read_targets, render_supervised, teacher_states
+from dive.devices import explained_memory
+from dive.distillation.cache import read_targets, render_supervised, teacher_states
 from dive.distillation.losses import CHUNK, Head, token_cross_entropy
 from dive.distillation.relevance import report_labels
 from dive.distillation.supervision import spans_of
@@ -60,8 +61,7 @@ def measure(
     """
     order = sorted(range(len(teacher)), key=lambda row: -len(teacher[row].ids))
     found = {}
-    with explained_memory("shots"):
-        shared = backbone.share(teacher, features)
+    shared = backbone.share(teacher, features)
     for begin in progress(range(0, len(order), batch_size), "batches analysed"):
         rows = order[begin : begin + batch_size]
         with explained_memory("backbones.*.batch.teacher"):

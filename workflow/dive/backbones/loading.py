@@ -19,6 +19,8 @@ from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
 from dive.backbones.shared import Shared, SharedCache, common_length
+from dive.devices import claim_device, explained_memory
+from dive.progress import log
 
 
 class ImageFeatures(NamedTuple):
@@ -132,6 +134,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
 
+    @property
+    def _window(self) -> int | None:
+        """Positions that the sliding layers see, itself included; None where there are none."""
+        return getattr(self.model.config.get_text_config(), "sliding_window", None)
+
     def new_cache(self) -> Any:
         """An empty key-value cache with the layer types (sliding or full) of this model."""
         from transformers.cache_utils import DynamicCache
@@ -170,6 +177,7 @@ class Backbone:
         return prompt.positions
 
     @torch.no_grad()
+    @explained_memory("shots")
     def share(self, prompts: Sequence[Prompt], features: Mapping[str, ImageFeatures]) -> Shared | None:
         """Run the demonstrations with which all prompts begin; None where they have none, or not the same ones.
 
@@ -179,8 +187,13 @@ class Backbone:
         if len(prompts) < 2:
             return None
         first = prompts[0]
-        length = common_length(prompts, self.image_token_id, len(features[first.images[-1]].tokens))
+        n_query = len(features[first.images[-1]].tokens)
+        length = common_length(prompts, self.image_token_id, n_query)
         if not length:
+            return None
+        if self._window is not None and n_query > self._window:
+            # Releases of transformers differ in what such an image's tokens see of each other.
+            log.info("an image of %d tokens exceeds the sliding window: every prompt is run whole", n_query)
             return None
         # Positions are those of a whole prompt: Qwen's rule does not read one that is cut at an image.
         positions = self._positions(first, features)[..., :length]
@@ -320,18 +333,16 @@ class Backbone:
         n_all = mask.shape[1]
         key = torch.arange(n_all, device=mask.device)
         full = ((key <= key[n_all - n_new :, None]) & mask[:, None, :])[:, None]
-        own_image = None if token_types is None else F.pad(_same_image(token_types == 1), (n_all - n_new, 0))[:, None]
-        masks = {"full_attention": full if own_image is None else full | own_image}
+        if token_types is not None:
+            full[..., n_all - n_new :] |= _same_image(token_types == 1)[:, None]
         if not self.family.masks_by_layer_type:
-            return masks["full_attention"]
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-        if window is not None:
+            return full
+        masks = {"full_attention": full}
+        if (window := self._window) is not None:
             order = mask.cumsum(-1)
-            near = full & (order[:, None, :] > order[:, n_all - n_new :, None] - window)[:, None]
-            if own_image is not None:
-                near |= own_image
+            near = (order[:, None, :] > order[:, n_all - n_new :, None] - window)[:, None]
             before = cache.shared_length if isinstance(cache, SharedCache) else n_all - n_new
-            masks["sliding_attention"] = near[..., max(0, before - (window - 1)) :]
+            masks["sliding_attention"] = (full & near)[..., max(0, before - (window - 1)) :]
         return masks
 
 
@@ -348,11 +359,13 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     Weights must be safetensors and no code from the checkpoint is run.
 
     Args:
-        settings: ``backbones.<name>`` of the config: path, revision, dtype, device, instruction, image.
+        settings: ``backbones.<name>`` of the config: path, revision, dtype, device (see `claim_device`), instruction,
+            image.
 
     Raises:
-        ValueError: device or dtype is not available, or the chat template cannot be used (see ``PromptBuilder``).
+        ValueError: the device is not available, or the chat template cannot be used (see ``PromptBuilder``).
         OSError: nothing loadable at ``path``.
+        RuntimeError: the device has no room for the model.
     """
     from transformers.models.auto.configuration_auto import AutoConfig
     from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
@@ -361,9 +374,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     path, revision = settings["path"], settings.get("revision")
     if Path(path).parts[0] in ("models", "..", "/") and not Path(path).is_dir():
         raise OSError(f"backbones: no model folder at {path}; build it with snakemake or correct backbones.<name>.path")
-    device = settings.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = claim_device(settings.get("device", "auto"))
     shared = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **shared)
     model = AutoModelForImageTextToText.from_pretrained(
@@ -372,7 +383,9 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
         dtype=getattr(torch, settings.get("dtype", "float32")),
         use_safetensors=True,
         **shared,
-    ).to(device)
+    )
+    with explained_memory("backbones.*.dtype to bfloat16, or give the device to this job alone"):
+        model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)
     return Backbone(
         model,

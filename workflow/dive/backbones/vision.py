@@ -12,6 +12,7 @@ from PIL import Image
 from dive.backbones.loading import ImageFeatures, load_backbone
 from dive.data.readable import UNREADABLE
 from dive.data.roots import DataError
+from dive.devices import explained_memory
 from dive.files import read_json, write_json
 from dive.progress import log, progress
 from dive.provenance import record
@@ -126,6 +127,7 @@ def cache_vision(
 
     Raises:
         DataError: too many images cannot be decoded; the first are named.
+        RuntimeError: out of device memory; the message names the setting.
     """
     from dive.data.studies import read_studies
 
@@ -143,12 +145,15 @@ def cache_vision(
             images = {uid: image for uid in batch if (image := decoder(uid)) is not None}
             if images and BLANK not in writer:
                 example = next(iter(images.values()))
-                blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
+                with explained_memory("backbones.*.batch.vision"):
+                    blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
                 mb = blank.tokens.numel() * blank.tokens.element_size() * (len(wanted) + 1) / 1e6
                 log.info("vision features of %d images, about %.1f MB", len(wanted) + 1, mb)
                 writer.add(BLANK, blank.tokens, grid=blank.grid)
             if images:
-                for uid, feature in zip(images, loaded.embed_images(list(images.values())), strict=True):
+                with explained_memory("backbones.*.batch.vision"):
+                    embedded = loaded.embed_images(list(images.values()))
+                for uid, feature in zip(images, embedded, strict=True):
                     writer.add(uid, feature.tokens, grid=feature.grid)
         write_json(writer.target / UNREADABLE, decoder.account())
     if decoder.unreadable:

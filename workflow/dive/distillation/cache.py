@@ -11,6 +11,7 @@ from dive.backbones.prompts import Prompt
 from dive.backbones.shared import Shared
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations
+from dive.devices import explained_memory
 from dive.progress import log, progress
 from dive.provenance import record
 from dive.shards import ShardWriter
@@ -125,8 +126,7 @@ def cache_teacher(
     # Alike lengths share a batch, the longest first: too large a batch fails at once, not after hours.
     keyed = sorted(zip(drawn, prompts, strict=True), key=lambda item: -len(item[1].ids))
     size = backbone["batch"]["teacher"]
-    with explained_memory("shots"):
-        shared = loaded.share(prompts, features)
+    shared = loaded.share(prompts, features)
     if shared:
         log.info("all queries share their demonstrations: %d tokens are run once", shared.length)
     with ShardWriter(out, record(backbone=backbone, training=training)) as writer:
@@ -138,17 +138,3 @@ def cache_teacher(
                 if not of_query.isfinite().all():
                     raise RuntimeError(f"the teacher's states of {uid} are not finite; try dtype: float32")
                 writer.add(uid, of_query, complete=prompt.complete)
-
-
-class explained_memory:
-    """Turn an out-of-memory error of the block into one that names the ``setting`` to lower."""
-
-    def __init__(self, setting: str) -> None:
-        self.setting = setting
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise RuntimeError(f"out of device memory; lower {self.setting} ({error})") from error

@@ -7,7 +7,8 @@ import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
-from dive.distillation.cache import explained_memory, predicting_mask
+from dive.devices import explained_memory
+from dive.distillation.cache import predicting_mask
 from dive.distillation.losses import token_cross_entropy
 from dive.progress import progress
 from dive.steering.attach import Steering
@@ -98,6 +99,7 @@ class Examples:
                 yield self.uids[row], {site: parts[site][position] for site in sites}
 
     @torch.no_grad()
+    @explained_memory("backbones.*.batch.training")
     def cross_entropy(self, intervention: Intervention, rows: Sequence[int]) -> torch.Tensor:
         """What steered reading costs: mean cross-entropy of each report and its terminator.
 
@@ -112,7 +114,6 @@ class Examples:
         batch = self.backbone.collate(prompts, self.features, part="full")
         mask = predicting_mask(prompts, batch.mask.shape[1]).to(batch.mask.device)
         with (
-            explained_memory("backbones.*.batch.training"),
             Steering(self.backbone.layers, intervention, self.inside) as steering,
             steering.at(batch.mask if intervention.positions == "all" else mask),
         ):

@@ -9,7 +9,8 @@ import torch
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations
-from dive.distillation.cache import explained_memory, predicting_mask, read_targets, render_supervised
+from dive.devices import explained_memory
+from dive.distillation.cache import predicting_mask, read_targets, render_supervised
 from dive.progress import log, progress
 from dive.provenance import record
 from dive.shards import ShardWriter
@@ -66,8 +67,7 @@ def cache_layers(
     # The longest first: too large a batch fails at once, not after hours.
     keyed = sorted(zip(drawn, prompts, strict=True), key=lambda item: -len(item[1].ids))
     size = backbone["batch"]["teacher"]
-    with explained_memory("shots"):
-        shared = loaded.share(prompts, features)
+    shared = loaded.share(prompts, features)
     with ShardWriter(out, record(backbone=backbone, training=training)) as writer, Recording(layers) as recording:
         for begin in progress(range(0, len(keyed), size), "teacher batches"):
             batch = keyed[begin : begin + size]

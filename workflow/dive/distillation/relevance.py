@@ -9,7 +9,8 @@ import torch
 from dive.annotation.weights import power_law, surprisal
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
-from dive.distillation.cache import explained_memory, teacher_states
+from dive.devices import explained_memory
+from dive.distillation.cache import teacher_states
 from dive.distillation.losses import token_cross_entropy
 
 

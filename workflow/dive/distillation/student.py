@@ -149,7 +149,7 @@ class Student:
         self.batch_size = batch_size
         self._prefixes = None
         if steering.intervention.positions == "answer":
-            with steering.paused():
+            with steering.paused(), explained_memory("training.prefix_cache_gb, or backbones.*.batch.training"):
                 self._prefixes = Prefixes(backbone, prompts, features, batch_size, limit_bytes)
 
     def __call__(self, rows: Sequence[int], layers: bool = False) -> Predictions:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive.data.studies import LABELS
+from dive.devices import claim_device, explained_memory
 from dive.files import sha256
 from dive.progress import progress
 from dive.scores.assets import WeightsError
@@ -140,7 +141,7 @@ class CheXbert:
             for row, index in enumerate(batch):
                 padded[row, : len(ids[index])] = torch.tensor(ids[index])
                 mask[row, : len(ids[index])] = 1
-            with torch.inference_mode():
+            with torch.inference_mode(), explained_memory("scores.chexbert.batch"):
                 logits = self._model(padded.to(device), mask.to(device))
             classes = torch.stack([head.argmax(dim=1) for head in logits], dim=1).tolist()
             yield from zip((texts[index] for index in batch), classes, strict=True)
@@ -202,7 +203,7 @@ def load_labeler(path: str, encoder: str, device: str = "auto") -> tuple["torch.
         found = "; ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
         raise WeightsError(f"{path} does not fit the encoder {encoder}: keys are {found}")
     model.load_state_dict(state)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = claim_device(device, "scores.chexbert.device")
     return model.eval().requires_grad_(False).to(chosen), BertTokenizer.from_pretrained(encoder)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dive.devices import claim_device, explained_memory
 from dive.files import sha256
 from dive.progress import log, progress
 from dive.scores.assets import WeightsError
@@ -119,7 +120,11 @@ class RadGraph:
             if not tokens(text):  # nothing is left for the model, e.g. of a literal "\n"
                 yield text, NO_GRAPH
                 continue
-            with torch.inference_mode(), warnings.catch_warnings():
+            with (
+                torch.inference_mode(),
+                explained_memory("scores.radgraph.max_words, or set scores.radgraph.device to cpu"),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # that a text of one word may break what it does not break
                 read = self._model([text])
             if "0" not in read:
@@ -172,7 +177,8 @@ def load_archive(path: str, archive: str, device: str = "auto") -> Any:
 
     archive_files(path, archive)
     weights = Path(path) / archive / "weights.th"
-    cuda = {"auto": None, "cpu": -1, "cuda": 0}.get(device, int(device.rpartition(":")[2]) if ":" in device else -1)
+    chosen = claim_device(device, "scores.radgraph.device")
+    cuda = -1 if chosen == "cpu" else int(chosen.removeprefix("cuda:"))
     # It prints its device, and resets the filter of warnings when it is imported.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         from radgraph import RadGraph as Package
