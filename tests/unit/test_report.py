@@ -12,6 +12,7 @@ from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
 from dive.reporting.figures import plot_results, read_curve
 from dive.reporting.html import write_report
+from dive.reporting.summary import summarise_run
 from dive.reporting.tables import METRICS, write_tables
 from tests.unit.comparisons import LAYOUT as CLAIMED
 from tests.unit.comparisons import comparison, write
@@ -212,3 +213,12 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     small = (tmp_path / "small.html").read_text()
     assert 'id="acceptance"' not in small
     assert 'id="claims"' not in small
+
+
+def test_tables_of_grids_that_are_not_run_now_are_named(tmp_path):
+    (tmp_path / "tables").mkdir()
+    for name in ("main", "main-significance", "claims", "ablations", "ablations-factorial", "mainly"):
+        (tmp_path / f"tables/{name}.tex").touch()
+    text = summarise_run(str(tmp_path), ["main"])
+    assert text.splitlines()[-1].endswith("until they are removed: ablations, ablations-factorial, mainly")
+    assert "not run now" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])

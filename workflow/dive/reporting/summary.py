@@ -45,7 +45,19 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
         for name in experiments
     }
     lines = [f"  {folder / place}: {what}" for place, what in places.items() if (folder / place).exists()]
+    if stale := left_over(folder / "tables", experiments):
+        lines.append(
+            f"Tables of grids that are not run now, which `make pdf` takes too until they are removed: {stale}"
+        )
     return "\n".join(["", *parts, "Where everything is:", *lines, ""])
+
+
+def left_over(tables: Path, experiments: Sequence[str]) -> str:
+    """Names of the tables that earlier configurations left, of none of these experiments."""
+    names = sorted(path.stem for path in tables.glob("*.tex"))
+    return ", ".join(
+        name for name in names if name != "claims" and not any(f"{name}-".startswith(f"{one}-") for one in experiments)
+    )
 
 
 if __name__ == "__main__":
