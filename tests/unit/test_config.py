@@ -104,6 +104,8 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ("experiments", ["mian"], "experiments.0: 'mian' is not among grids; did you mean main?"),
         ("seeds", [0, 0], "seeds.1: 0 is there twice"),
         ("shots", 500, "pool.demonstrations: must be at least shots, which is 500"),
+        ("draws", 0, "draws: must be greater than or equal to 1, not 0"),
+        ("demonstrations", "common", "demonstrations: must be 'per_query' or 'shared'"),
         ("world", None, "world: must be a mapping, not null"),
         ("decodign", {}, "decodign: unknown key; did you mean decoding?"),
         ("training.validation_studies", 500, "pool.validation: must be at least training.validation_studies, 500"),

@@ -22,16 +22,14 @@ from tests.unit.tiny_study import TRAINING, write_study
 
 JOB = """
 import sys, time
-from types import SimpleNamespace
-import torch
-from dive import devices
 from pathlib import Path
-devices.LOCKS, devices.WAIT_SECONDS = Path(sys.argv[1]), 0.05
+from types import SimpleNamespace
 shown = sys.argv[2].split(",")
-torch.cuda.is_available = lambda: True
-torch.cuda.device_count = lambda: len(shown)
-torch.cuda.get_device_properties = lambda index: SimpleNamespace(uuid=shown[index])
-torch.cuda.set_device = lambda index: None
+cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: len(shown), set_device=lambda index: None)
+cuda.get_device_properties = lambda index: SimpleNamespace(uuid=shown[index])
+sys.modules["torch"] = SimpleNamespace(cuda=cuda)
+from dive import devices
+devices.LOCKS, devices.WAIT_SECONDS = Path(sys.argv[1]), 0.05
 device = devices.claim_device("auto")
 assert devices.claim_device("cuda") == device  # a second model of the same job
 print(shown[int(device.removeprefix("cuda:"))], flush=True)
@@ -68,7 +66,6 @@ class Jobs:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         self.running.append(job)
         return job
