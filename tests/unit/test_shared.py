@@ -9,6 +9,7 @@ import torch
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.distillation.cache import cache_teacher, predicting_mask, render_supervised, teacher_states
+from dive.distillation.examples import Examples
 from dive.distillation.layers import cache_layers
 from dive.generation import decode
 from dive.shards import Shards
@@ -179,10 +180,23 @@ def test_caches_of_teacher_and_layers_equal_those_without_sharing(tiny_settings,
     prompts = render_supervised(
         backbone, study.members["queries"], study.targets, features.n_tokens, 64, drawn["queries"]
     )
+    fitted, fitted_heads = {}, {}
     for uid, prompt in zip(study.members["queries"], prompts, strict=True):
         with Recording(backbone.layers) as recording:
             batch = backbone.collate([prompt], features, part="full")
             backbone.prefill(batch)
             states = recording.at(predicting_mask([prompt], batch.mask.shape[1]))
         scale = float(states.abs().max())
+        fitted[uid] = states, scale
         torch.testing.assert_close(Shards(folders["layers"])[uid], states, atol=ATOL * scale, rtol=0)
+    # So are those that a method is fitted on which runs the queries with demonstrations itself, heads included.
+    for sharing in (False, True):
+        if sharing:
+            monkeypatch.undo()
+        examples = Examples(backbone, study.members["queries"], prompts, features, 2, 0, shown=prompts)
+        found = dict(examples.in_context(("layer", "heads"), len(prompts)))
+        for uid, (states, scale) in fitted.items():
+            torch.testing.assert_close(found[uid]["layer"], states, atol=ATOL * scale, rtol=0)
+            heads = found[uid]["heads"]
+            expected = fitted_heads.setdefault(uid, heads)
+            torch.testing.assert_close(heads, expected, atol=ATOL * float(expected.abs().max()), rtol=0)

@@ -85,12 +85,13 @@ class Examples:
         layers = self.backbone.layers
         inside = None if tuple(sites) == ("layer",) else self.inside
         order = sorted(range(len(shown)), key=lambda row: -len(shown[row].ids))
+        shared = self.backbone.share(shown, self.features)
         for begin in progress(range(0, len(order), self.batch_size), "fitting batches"):
             rows = order[begin : begin + self.batch_size]
             prompts = [shown[row] for row in rows]
-            batch = self.backbone.collate(prompts, self.features, part="full")
+            batch = self.backbone.collate(prompts, self.features, part="full", shared=shared)
             with explained_memory("backbones.*.batch.training"), Recording(layers, sites, inside) as recording:
-                self.backbone.prefill(batch)
+                self.backbone.prefill(batch, shared and shared.new_cache())
                 mask = predicting_mask(prompts, batch.mask.shape[1]).to(batch.mask.device)
                 states = {site: recording.at(mask, site) for site in sites}
             lengths = [prompt.n_labels for prompt in prompts]
