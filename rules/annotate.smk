@@ -7,6 +7,7 @@ rule annotate:
         studies="results/splits/{dataset}/studies.parquet",
         vocabulary=vocabulary_of,
         annotations=annotations_of,
+        weights=observer_of,
     output:
         "results/annotations/{dataset}/{annotator}/spans.parquet",
     log:
@@ -15,9 +16,12 @@ rule annotate:
         "benchmarks/annotate/{dataset}/{annotator}.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=annotator_memory,
+        gpu=annotator_gpus,
     params:
         settings=annotator_for,
+        # Found by the content of texts and weights, and shared with the scores; no rule depends on it.
+        remembered="results/remembered",
         code=code_of_annotator("scripts/annotate.py"),
     message:
         "{wildcards.dataset}: annotating decisive spans by {wildcards.annotator}"

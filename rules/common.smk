@@ -5,9 +5,10 @@ import re
 import sys
 from itertools import product
 
-from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError, draws, reads_demonstrations, reads_layers, resolve
+from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError
+from dive.config import annotators_used, draws, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
-from dive.scores.assets import absent_weights, located, weight_files
+from dive.scores.assets import absent_graphs, absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
 from dive.reporting.ablations import contrasts_of
 
@@ -45,6 +46,8 @@ absent = [
     for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
 ]
 absent += absent_weights(config["scores"])
+if "radgraph" in annotators_used(config):
+    absent += absent_graphs(config["annotation"]["radgraph"], DATASETS)
 if absent:
     sys.exit("\n".join(absent))
 
@@ -173,23 +176,49 @@ def vocabulary_of(wildcards):
     return ["workflow/resources/vocabulary.csv"] if "vocabulary" in parts_of(wildcards.annotator) else []
 
 
+# RadGraph's weights for annotating; None where there are none to depend on.
+OBSERVER = located({"radgraph": config["annotation"]["radgraph"]})["radgraph"]
+
+
+def observer_of(wildcards):
+    """RadGraph's weights, for an annotator that has no published graphs of a dataset to read."""
+    if "radgraph" not in parts_of(wildcards.annotator) or annotations_of(wildcards):
+        return []
+    return list(weight_files({"radgraph": OBSERVER}).values())
+
+
+def annotator_gpus(wildcards):
+    """Devices that an annotating job takes."""
+    return int(bool(observer_of(wildcards)) and OBSERVER["device"] != "cpu")
+
+
+def annotator_memory(wildcards):
+    """Main memory in MB of an annotating job: published graphs are one large file, RadGraph a model."""
+    return 4000 if "radgraph" in parts_of(wildcards.annotator) else 2000
+
+
 def parts_of(annotator):
     """The annotators that one consists of: itself, or those that a union holds."""
     return config["annotation"]["union"] if annotator == "union" else [annotator]
 
 
-def annotator_settings(annotator):
-    """What an annotator reads of the configuration, and nothing of the others."""
+def annotator_settings(annotator, is_read):
+    """What an annotator reads of the configuration, and nothing of the others; ``is_read``: by RadGraph's weights."""
     said = config["annotation"]
     if annotator == "union":
-        return {"annotator": "union", "parts": [annotator_settings(part) for part in said["union"]]}
-    own = {key: said[key] for key in ("classes", "include_cues")} if annotator == "vocabulary" else said[annotator]
-    return {"annotator": annotator, **{key: value for key, value in own.items() if key != "annotations"}}
+        return {"annotator": "union", "parts": [annotator_settings(part, is_read) for part in said["union"]]}
+    own = said.get(annotator)
+    if annotator == "vocabulary":
+        own = {key: said[key] for key in ("classes", "include_cues")}
+    if annotator == "radgraph":
+        used = ("path", "archive", "device", "max_missing") if is_read else ("max_missing",)
+        own = {key: (OBSERVER or own)[key] for key in used}
+    return {"annotator": annotator, **own}
 
 
 def annotator_for(wildcards):
     """The settings of the annotator that a job runs."""
-    return annotator_settings(wildcards.annotator)
+    return annotator_settings(wildcards.annotator, bool(observer_of(wildcards)))
 
 
 def code_of_annotator(script):

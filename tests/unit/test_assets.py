@@ -8,9 +8,9 @@ import tarfile
 
 import pytest
 
-from dive.files import read_json
+from dive.files import WeightsError, read_json
 from dive.scores import assets
-from dive.scores.assets import MANIFEST, WeightsError, absent_weights, located, main, weight_files
+from dive.scores.assets import MANIFEST, absent_weights, located, main, weight_files
 
 
 def settings(radgraph=None, chexbert=None):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dive.data.studies import LABELS
-from dive.scores.assets import WeightsError
+from dive.files import WeightsError
 from dive.scores.chexbert import COLUMNS, CONDITIONS, CheXbert, clean, token_ids
 from dive.scores.labels import BLANK, POSITIVE
 from dive.scores.score import score_method

@@ -123,6 +123,17 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
             "scispacy",
             "annotation.scispacy.path: must be the folder of a pipeline, as annotation.an",
         ),
+        (
+            "analysis.annotators",
+            ["radgraph"],
+            "annotation.radgraph.path: must be hub or the folder of RadGraph's archives, as analysis.annotators uses "
+            "it and annotations has no file of synthetic-mimic-cxr, synthetic-chexpert-plus",
+        ),
+        (
+            "annotation.radgraph.annotations",
+            {"mimic": "x"},
+            "annotation.radgraph.annotations.mimic: 'mimic' is not among",
+        ),
         ("analysis.annotators", ["tarot"], "analysis.annotators.0: must be 'vocabulary', 'scispacy'"),
         ("annotation.union", ["idf", "union"], "annotation.union: cannot hold itself"),
         ("analysis.method", "icl", "analysis.method: 'icl' has no weights"),
@@ -139,6 +150,25 @@ def test_an_error_names_path_and_remedy(config: dict[str, Any], path: str, value
         entry = entry[parent]
     entry[last] = value
     assert any(message in line for line in errors_of(config)), errors_of(config)
+
+
+def test_annotators_are_asked_for_what_the_experiments_use(config: dict[str, Any]) -> None:
+    config["annotation"]["random"]["like"] = "scispacy"
+    config["methods"]["dive_random"]["weights"]["source"] = "random"
+    config["analysis"]["annotators"] = ["vocabulary"]
+    resolve(config)  # dive_random is in no grid that is run
+    config["grids"]["main"]["methods"].append("dive_random")
+    assert errors_of(config) == [
+        "annotation.scispacy.path: must be the folder of a pipeline, as annotation.random.like uses it"
+    ]
+    config["annotation"]["scispacy"] |= {"path": "model", "types": ["T047"]}
+    assert errors_of(config) == ["annotation.scispacy.linker: must be the folder of a linker, as types are asked for"]
+    config["annotation"]["random"]["like"] = "radgraph"
+    config["annotation"]["radgraph"]["annotations"] = {"synthetic-mimic-cxr": "graphs.json"}
+    (line,) = errors_of(config)
+    assert line.endswith("annotations has no file of synthetic-chexpert-plus")
+    config["annotation"]["radgraph"]["path"] = "hub"
+    resolve(config)
 
 
 def test_all_errors_come_at_once_and_inherited_ones_once(config: dict[str, Any]) -> None:

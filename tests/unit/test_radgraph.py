@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive.scores.assets import WeightsError
+from dive.files import WeightsError
 from dive.scores.radgraph import COLUMNS, RadGraph, cap_words
 from tests.unit.tiny_scorers import SENTENCES, write_encoder, write_radgraph, write_reports
 
@@ -60,12 +60,12 @@ def test_a_distinct_text_is_read_once_ever(folder, tmp_path, monkeypatch):
     reports = ["Small effusion.", "No effusion."] * 3
     first = RadGraph(folder, "radgraph", device="cpu", folder=str(tmp_path))
     seen = []
-    read = first._read
-    monkeypatch.setattr(first, "_read", lambda texts: (seen.extend(texts), read(texts))[1])
+    read = first.reader._read
+    monkeypatch.setattr(first.reader, "_read", lambda texts: (seen.extend(texts), read(texts))[1])
     expected = first.statistics(reports, reports[::-1])
     assert sorted(seen) == ["No effusion.", "Small effusion."]
     other = RadGraph(folder, "radgraph", device="cpu", folder=str(tmp_path))
-    monkeypatch.setattr("dive.scores.radgraph.load_archive", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("dive.radgraph.load_archive", lambda *_: pytest.fail("the model was loaded"))
     assert (other.statistics(reports, reports[::-1]) == expected).all()
     # Another archive is another identity.
     identity = json.loads(next(tmp_path.glob("radgraph-*/identity.json")).read_text())
@@ -123,6 +123,6 @@ def test_a_full_memory_names_the_setting(folder, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(scorer, "_model", full)
+    monkeypatch.setattr(scorer.reader, "_model", full)
     with pytest.raises(RuntimeError, match=r"^out of device memory; lower scores\.radgraph\.max_words"):
         scorer.graphs(["Another effusion."])

@@ -1,10 +1,14 @@
 """What is wrong with settings or data is said at once and before any job."""
 
 import gzip
+import json
 
+import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from tests.project import Project
+from tests.unit.tiny_scorers import write_encoder, write_radgraph
 
 MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 
@@ -48,6 +52,46 @@ def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Proje
     planned = fresh.planned()
     assert planned["import_reports"] == 2  # one a dataset: no backbone is read
     assert planned["score"] == 2 * 2 * 11
+
+
+def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Project) -> None:
+    pytest.importorskip("radgraph", reason='the package comes with "dive[metrics]"')
+    few = {"synthetic": {"patients": {"train": 12, "validate": 6, "test": 6}}}
+    radgraph = {"max_missing": 1, "annotations": {"synthetic-mimic-cxr": "graphs.json"}, "path": "weights"}
+    changes = {
+        "datasets": {"synthetic-mimic-cxr": few, "synthetic-chexpert-plus": few},
+        "annotation": {"radgraph": radgraph},
+        "analysis": {"annotators": ["radgraph"]},
+    }
+    targets = [
+        f"results/annotations/synthetic-{name}/radgraph/spans.parquet" for name in ("mimic-cxr", "chexpert-plus")
+    ]
+
+    (fresh.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
+
+    def told(*options: str) -> str:
+        command = ("snakemake", "--cores", "1", "--no-hooks", "--configfile", "changes.yaml", *options, "--", *targets)
+        return fresh.run(*command).stdout
+
+    printed = told("--dry-run")
+    assert "annotation.radgraph.annotations.synthetic-mimic-cxr: no file graphs.json" in printed
+    assert "annotation.radgraph.path: no weights at weights/radgraph-xl/weights.th; `make fetch-assets`" in printed
+    assert not (fresh.folder / "logs").exists()
+
+    (fresh.folder / "graphs.json").write_text(json.dumps([{"0": {"text": "of another report", "entities": {}}}]))
+    write_radgraph(fresh.folder / "weights", write_encoder(fresh.folder / "bert"), "radgraph-xl", seed=5)
+    printed = told()
+    published, inferred = (pq.read_table(fresh.folder / target).to_pydict() for target in targets)
+    assert published["text"] == [], printed
+    assert set(inferred["source"]) == {"radgraph"}
+    assert len(set(inferred["study_uid"])) > 5
+    assert "RadGraph: archive radgraph-xl" in printed
+    # Each depends on its own file alone.
+    write_radgraph(fresh.folder / "others", fresh.folder / "bert", "radgraph-xl")
+    (fresh.folder / "others/radgraph-xl/weights.th").replace(fresh.folder / "weights/radgraph-xl/weights.th")
+    printed = told("--dry-run")
+    assert "synthetic-chexpert-plus: annotating decisive spans by radgraph" in printed
+    assert printed.count("annotating decisive spans") == 1, printed
 
 
 def test_absent_data_are_one_message(fresh: Project) -> None:

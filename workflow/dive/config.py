@@ -184,13 +184,21 @@ class Scispacy(Strict):
     path: str | None
     labels: list[str]
     types: list[str]
+    linker: str | None
 
 
-class Radgraph(Strict):
-    """RadGraph's observations."""
+class RadGraphModel(Strict):
+    """RadGraph's weights."""
+
+    path: str | None
+    archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
+    device: Device
+
+
+class Observations(RadGraphModel):
+    """RadGraph's observations: published, or read by its weights."""
 
     annotations: dict[str, str]
-    model: str
     max_missing: Share
 
 
@@ -213,7 +221,7 @@ class Annotation(Strict):
     include_cues: bool
     classes: Annotated[list[str], Field(min_length=1)]
     scispacy: Scispacy
-    radgraph: Radgraph
+    radgraph: Observations
     idf: Idf
     union: Annotated[list[SpanAnnotator], Field(min_length=1)]
     random: RandomTokens
@@ -251,14 +259,11 @@ class Training(Strict):
     checkpoint_seconds: Weight
 
 
-class RadGraph(Strict):
+class RadGraphF1(RadGraphModel):
     """RadGraph F1; without a path it is not measured."""
 
-    path: str | None
-    archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
     max_words: Positive | None
     lower: bool
-    device: Device
 
 
 class CheXbert(Strict):
@@ -273,7 +278,7 @@ class CheXbert(Strict):
 class Scores(Strict):
     """The scores that need a model; all others need nothing."""
 
-    radgraph: RadGraph
+    radgraph: RadGraphF1
     chexbert: CheXbert
 
 
@@ -678,22 +683,25 @@ def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> E
     """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
     errors = []
     annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
-    listed = analysis.get("annotators")
-    used = {annotation.get("annotator"): "annotation.annotator"}
-    used |= dict.fromkeys(listed if isinstance(listed, list) else [], "analysis.annotators")
-    used |= {
-        source: f"methods.{name}.weights.source"
-        for name, method in methods.items()
-        if (source := mapping(mapping(method).get("weights")).get("source"))
-    }
-    parts = annotation.get("union")
-    parts = parts if isinstance(parts, list) else []
-    if "union" in parts:
+    used, datasets = annotators_used(config), mapping(config.get("datasets"))
+    if "union" in items(annotation.get("union")):
         errors.append(("annotation.union", "cannot hold itself; list other annotators"))
-    if "union" in used:
-        used |= dict.fromkeys(parts, "annotation.union")
-    if "scispacy" in used and not mapping(annotation.get("scispacy")).get("path"):
+    scispacy = mapping(annotation.get("scispacy"))
+    if "scispacy" in used and not scispacy.get("path"):
         errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
+    if "scispacy" in used and scispacy.get("types") and not scispacy.get("linker"):
+        errors.append(("annotation.scispacy.linker", "must be the folder of a linker, as types are asked for"))
+    radgraph = mapping(annotation.get("radgraph"))
+    published = mapping(radgraph.get("annotations"))
+    errors += [
+        (f"annotation.radgraph.annotations.{name}", f"{name!r} is not among datasets{nearest(name, datasets)}")
+        for name in published
+        if name not in datasets
+    ]
+    without = [name for name in listed_by_grids(config, "datasets") if name in datasets and name not in published]
+    if "radgraph" in used and without and not radgraph.get("path"):
+        message = f"must be hub or the folder of RadGraph's archives, as {used['radgraph']} uses it and annotations has"
+        errors.append(("annotation.radgraph.path", f"{message} no file of {', '.join(without)}"))
     method = mapping(methods.get(analysis.get("method")))
     if analysis and methods and "weights" not in method:
         weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
@@ -703,8 +711,39 @@ def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> E
     return errors
 
 
+def annotators_used(config: Mapping[str, Any]) -> dict[str, str]:
+    """Annotator -> the key that asks for it, of all that the configured experiments use."""
+    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
+    methods = mapping(config.get("methods"))
+    weighted = [*(entry.partition("@")[0] for entry in listed_by_grids(config, "methods")), analysis.get("method")]
+    asked = [(annotation.get("annotator"), "annotation.annotator")]
+    asked += [(name, "analysis.annotators") for name in items(analysis.get("annotators"))]
+    asked += [
+        (mapping(mapping(methods.get(name)).get("weights")).get("source"), f"methods.{name}.weights.source")
+        for name in weighted
+        if isinstance(name, str)
+    ]
+    if any(name == "random" for name, _ in asked):
+        asked.append((mapping(annotation.get("random")).get("like"), "annotation.random.like"))
+    if any(name == "union" for name, _ in asked):
+        asked += [(name, "annotation.union") for name in items(annotation.get("union"))]
+    return {name: key for name, key in reversed(asked) if isinstance(name, str)}
+
+
+def listed_by_grids(config: Mapping[str, Any], kind: str) -> list[str]:
+    """Entries of ``kind`` in the grids of the configured experiments."""
+    grids = mapping(config.get("grids"))
+    chosen = [mapping(grids.get(name)) for name in items(config.get("experiments")) if isinstance(name, str)]
+    entries = [entry for grid in chosen for entry in items(grid.get(kind))]
+    return list(dict.fromkeys(entry for entry in entries if isinstance(entry, str)))
+
+
 def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def exceeds(value: Any, limit: Any) -> bool:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
+class WeightsError(RuntimeError):
+    """Weights are absent or not what a model needs; the message names the file and the remedy."""
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (file or folder) that replaces it when the block ends without an error.

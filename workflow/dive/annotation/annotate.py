@@ -8,7 +8,7 @@ split or send unique sentences through a model in batches. Spans of a report do 
 |---|---|
 | ``vocabulary`` | the surface forms of a table that a radiologist can edit |
 | ``scispacy`` | the entities of any spaCy pipeline, by label or by UMLS semantic type |
-| ``radgraph`` | RadGraph's observations, from its published annotations or by the package |
+| ``radgraph`` | RadGraph's observations, from its published annotations or by its weights |
 | ``idf`` | the words that the fewest training reports have |
 | ``union`` | what any of several finds |
 
@@ -34,7 +34,8 @@ def build_annotator(settings: Mapping[str, Any], files: Mapping[str, str]) -> An
 
     Args:
         settings: ``annotator`` and what this one reads; for ``union`` the ``parts``, a list of such settings.
-        files: ``vocabulary`` (path of the table) and ``annotations`` (RadGraph's), each where it is needed.
+        files: ``vocabulary`` (path of the table), ``annotations`` (RadGraph's) and ``remembered`` (folder of what
+            RadGraph's weights said before), each where it is needed.
 
     Raises:
         DataError: there is no such annotator.

@@ -1,12 +1,16 @@
 """Decisive spans by a spaCy pipeline: scispaCy's models (Neumann et al. 2019), or any other with entities.
 
-Best suited is ``en_ner_bc5cdr_md`` with the label DISEASE; ``en_core_sci_*`` with a UMLS linker is chosen from by
-semantic type. The pipeline is read from a folder; nothing is downloaded. scispaCy's tokenizers keep some joined
-findings ("opacities/nodule") as one word, so its spans can be wider than the vocabulary's.
+Best suited is ``en_ner_bc5cdr_md`` with the label DISEASE; the entities of ``en_core_sci_*`` are chosen from by the
+UMLS semantic types of what a linker finds. scispaCy's tokenizers keep some joined findings ("opacities/nodule") as one
+word, so its spans can be wider than the vocabulary's.
+
+Pipeline and linker are read from folders; nothing is downloaded. scispaCy's own component would ask its server for the
+index of UMLS at every start, even for one in its cache, so it is left out of a pipeline and the linker is made here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from dive.annotation.vocabulary import Report, Span, disjoint, polarities, sentences
@@ -14,22 +18,22 @@ from dive.data.roots import DataError
 from dive.progress import log, progress
 
 UNUSED = ("tagger", "parser", "attribute_ruler", "lemmatizer", "senter")
-# Importing them registers the components that scispaCy's models name.
-COMPONENTS = ("scispacy.custom_tokenizer", "scispacy.custom_sentence_segmenter", "scispacy.linking")
 LINKER = "scispacy_linker"
+# Importing them registers the components that scispaCy's models name.
+COMPONENTS = ("scispacy.custom_tokenizer", "scispacy.custom_sentence_segmenter")
 
 
-def load_pipeline(path: str | None, types: Iterable[str]) -> Any:
-    """The pipeline at ``path`` without what entities do not need, with a UMLS linker where ``types`` ask for one.
+def load_pipeline(path: str | None) -> Any:
+    """The pipeline at ``path`` without what entities do not need.
 
     Raises:
-        DataError: spaCy, the folder, a component or the linker is absent.
+        DataError: spaCy, the folder or a component is absent.
     """
     try:
         import spacy
     except ImportError as error:
         raise DataError(
-            "annotation.annotator scispacy needs spaCy: pip install 'dive[scispacy]', and scispacy for its own models"
+            "annotation.annotator scispacy needs spaCy: pip install 'dive[scispacy]' (or -e '.[scispacy]')"
         ) from error
     if not path:
         raise DataError("annotation.scispacy.path is empty; give the folder of a spaCy pipeline")
@@ -39,32 +43,59 @@ def load_pipeline(path: str | None, types: Iterable[str]) -> Any:
         except ImportError as error:
             log.info("scispacy: %s was not loaded (%s)", name, error)
     try:
-        pipeline = spacy.load(path, exclude=list(UNUSED))
+        pipeline = spacy.load(path, exclude=[*UNUSED, LINKER])
     except OSError as error:
         raise DataError(f"annotation.scispacy.path: {path} is no spaCy pipeline ({error})") from error
     except ValueError as error:
         raise DataError(
             f"{path} has components or a tokenizer that are not installed; pip install scispacy ({error})"
         ) from error
-    if types and LINKER not in pipeline.pipe_names:
-        try:
-            pipeline.add_pipe(LINKER, config={"linker_name": "umls"})
-        except ValueError as error:
-            raise DataError(
-                "annotation.scispacy.types needs scispaCy's UMLS linker: pip install scispacy and fetch its index, or "
-                "choose by labels"
-            ) from error
     return pipeline
 
 
-def chosen(entity: Any, labels: frozenset[str], types: frozenset[str], knowledge: Any) -> bool:
+def load_linker(folder: str | None) -> Any:
+    """scispaCy's linker, with its settings, from a folder: a function that sets ``kb_ents`` of a document's entities.
+
+    Args:
+        folder: holds ``nmslib_index.bin``, ``tfidf_vectorizer.joblib``, ``tfidf_vectors_sparse.npz`` and
+            ``concept_aliases.json``, as scispaCy publishes and writes them, and one ``.jsonl``, the knowledge base. The
+            vectorizer is a pickle: only from who is trusted.
+
+    Raises:
+        DataError: scispaCy or a file is absent.
+    """
+    if not folder:
+        raise DataError("annotation.scispacy.linker is empty; give the folder of a linker, or choose by labels alone")
+    try:
+        from scispacy.candidate_generation import CandidateGenerator, LinkerPaths
+        from scispacy.linking import EntityLinker
+        from scispacy.linking_utils import KnowledgeBase
+    except ImportError as error:
+        raise DataError(
+            f"annotation.scispacy.types needs scispaCy's linker ({error}): pip install scispacy, or choose by labels"
+        ) from error
+    if not Path(folder).is_dir():
+        raise DataError(f"annotation.scispacy.linker: {folder} is no folder")
+    paths = LinkerPaths.from_directory(folder)
+    absent = [Path(path).name for path in paths if not Path(path).is_file()]
+    bases = sorted(Path(folder).glob("*.jsonl"))
+    if absent or len(bases) != 1:
+        lacks = [*absent, *(["a single *.jsonl, the knowledge base"] if len(bases) != 1 else [])]
+        raise DataError(f"annotation.scispacy.linker: {folder} does not have {', '.join(lacks)}")
+    aliases, vectorizer, index = paths.load()
+    return EntityLinker(
+        candidate_generator=CandidateGenerator(index, vectorizer, aliases, KnowledgeBase(str(bases[0])))
+    )
+
+
+def chosen(entity: Any, labels: frozenset[str], types: frozenset[str], linker: Any) -> bool:
     """Whether an entity has one of the labels (none given: any) and its best link one of the semantic types."""
     if labels and entity.label_ not in labels:
         return False
     if not types:
         return True
     links = entity._.kb_ents
-    return bool(links) and not types.isdisjoint(knowledge.cui_to_entity[links[0][0]].types)
+    return bool(links) and not types.isdisjoint(linker.kb.cui_to_entity[links[0][0]].types)
 
 
 def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[Iterable[Report]], Iterator[list[Span]]]:
@@ -75,27 +106,27 @@ def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[It
 
     Args:
         settings: ``path`` of the pipeline, ``labels`` of entities (empty: all), UMLS semantic ``types`` (empty: not
-            asked).
+            asked), the folder of the ``linker`` that these need.
         files: not used.
 
     Raises:
-        DataError: see `load_pipeline`; or the pipeline has none of the labels.
+        DataError: see `load_pipeline` and `load_linker`; or the pipeline has none of the labels.
     """
     labels, types = frozenset(settings["labels"]), frozenset(settings["types"])
-    pipeline = load_pipeline(settings["path"], types)
+    pipeline = load_pipeline(settings["path"])
     offered = {label for name in pipeline.pipe_names for label in pipeline.pipe_labels.get(name, ())}
     if labels and offered and labels.isdisjoint(offered):
         raise DataError(
             f"annotation.scispacy.labels: {settings['path']} has none of {', '.join(sorted(labels))}, but "
             f"{', '.join(sorted(offered))}"
         )
-    knowledge = pipeline.get_pipe(LINKER).kb if types else None
+    linker = load_linker(settings["linker"]) if types else None
 
     def of_sentence(sentence: str, document: Any) -> list[Span]:
         mentions = [
             (entity.start_char, min(entity.end_char, len(sentence)), entity.label_)
             for entity in document.ents
-            if entity.start_char < len(sentence) and chosen(entity, labels, types, knowledge)
+            if entity.start_char < len(sentence) and chosen(entity, labels, types, linker)
         ]
         return disjoint(
             Span(start, end, label, polarity, "scispacy")
@@ -107,6 +138,8 @@ def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[It
         unique = list(dict.fromkeys(r.text[start:end] for r in reports for start, end in sentences(r.text)))
         # As its model was trained: with the full stop that `sentences` leaves out.
         documents = pipeline.pipe((f"{text}." for text in unique), batch_size=256)
+        if linker is not None:
+            documents = map(linker, documents)
         documents = progress(documents, "sentences through the pipeline", len(unique))
         found = {text: of_sentence(text, document) for text, document in zip(unique, documents, strict=True)}
         for report in reports:

@@ -217,7 +217,7 @@ class VocabularyAnnotator:
 
 
 def disjoint(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order of their start; of two that overlap the earlier one is kept and the later begins after it."""
+    """Spans in order of their start; of two that overlap the one that begins first is kept."""
     kept: list[Span] = []
     for span in sorted(spans):
         if not kept or span.start >= kept[-1].end:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from dive.data.reports import by_study, listed, read_rows
 from dive.data.roots import DataError
-from dive.files import atomic_path
-from dive.scores.assets import WeightsError, load_scorers
+from dive.files import WeightsError, atomic_path
+from dive.scores.assets import load_scorers
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import ABSENT, CONVENTIONS, score_reports
 

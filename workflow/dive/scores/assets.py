@@ -1,4 +1,4 @@
-"""Weights of the model-based scores: where they lie, where they are from, and whether they are the expected ones.
+"""Weights of RadGraph and CheXbert: where they lie, where they are from, and whether they are the expected ones.
 
 Jobs never download. ``make fetch-assets`` says what it would download, ``make fetch-assets DOWNLOAD=yes`` does it:
 files of the pinned revisions in ``workflow/resources/assets.json``, checked by size and hash, below ``assets/``. Run as
@@ -13,32 +13,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dive.files import atomic_path, read_json, sha256, write_json
+from dive.files import WeightsError, atomic_path, read_json, sha256, write_json
 
 MANIFEST = Path(__file__).resolve().parents[2] / "resources/assets.json"
 FOLDER = "assets"
 HUB = "hub"
-"""``scores.<scorer>.path: hub`` means the files that :func:`fetch` put below FOLDER."""
+"""``path: hub`` of a model in the configuration means the files that :func:`fetch` put below FOLDER."""
 
 
-class WeightsError(RuntimeError):
-    """Weights are absent or not what a scorer needs; the message names the file and the remedy."""
-
-
-def located(scores: Mapping[str, Any], folder: str = FOLDER) -> dict[str, dict[str, Any] | None]:
-    """The settings of every scorer with ``hub`` replaced by its place; None for one that is not measured."""
+def located(models: Mapping[str, Any], folder: str = FOLDER) -> dict[str, dict[str, Any] | None]:
+    """The settings of every model with ``hub`` replaced by its place; None for one without a path."""
     places = {"radgraph": f"{folder}/radgraph", "chexbert": f"{folder}/chexbert/chexbert.pth"}
     return {
         name: {**settings, "path": places[name] if settings["path"] == HUB else settings["path"]}
         if settings["path"]
         else None
-        for name, settings in scores.items()
+        for name, settings in models.items()
         if name in places
     }
 
 
 def weight_files(settings: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
-    """Scorer -> the file that holds its weights, for the scorers that :func:`located` has settings of."""
+    """Model -> the file that holds its weights, for the models that :func:`located` has settings of."""
     files = {}
     if radgraph := settings.get("radgraph"):
         files["radgraph"] = f"{radgraph['path']}/{radgraph['archive']}/weights.th"
@@ -47,14 +43,35 @@ def weight_files(settings: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
     return files
 
 
-def absent_weights(scores: Mapping[str, Any]) -> list[str]:
-    """A message for every scorer that is asked for and whose weights are not there."""
+def absent_weights(
+    models: Mapping[str, Any], section: str = "scores", otherwise: str = "null leaves the score out"
+) -> list[str]:
+    """A message for every model that a section of the configuration asks for and whose weights are not there."""
     return [
-        f"scores.{name}.path: no weights at {file}; `make fetch-assets` says what it would download, "
-        "null leaves the score out"
-        for name, file in weight_files(located(scores)).items()
+        f"{section}.{name}.path: no weights at {file}; `make fetch-assets` says what it would download, {otherwise}"
+        for name, file in weight_files(located(models)).items()
         if not Path(file).is_file()
     ]
+
+
+def absent_graphs(radgraph: Mapping[str, Any], datasets: Sequence[str]) -> list[str]:
+    """A message for every file that the annotator ``radgraph`` needs for these datasets and that is not there.
+
+    Args:
+        radgraph: ``annotation.radgraph`` of the configuration.
+        datasets: names of datasets; of one without published annotations the model reads the reports.
+    """
+    published = radgraph["annotations"]
+    told = [
+        f"annotation.radgraph.annotations.{name}: no file {published[name]}; without the entry the weights of "
+        "annotation.radgraph.path read the reports"
+        for name in datasets
+        if name in published and not Path(published[name]).is_file()
+    ]
+    if any(name not in published for name in datasets):
+        otherwise = "or give annotation.radgraph.annotations a file of published graphs"
+        told += absent_weights({"radgraph": radgraph}, "annotation", otherwise)
+    return told
 
 
 def load_scorers(settings: Mapping[str, Mapping[str, Any] | None], folder: str | None) -> list[Any]:

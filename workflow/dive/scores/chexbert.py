@@ -16,9 +16,9 @@ import numpy as np
 
 from dive.data.studies import LABELS
 from dive.devices import claim_device, explained_memory
-from dive.files import sha256
+from dive.files import WeightsError, sha256
 from dive.progress import progress
-from dive.scores.assets import WeightsError
+from dive.remembered import annotate_once
 from dive.scores.labels import (
     COUNTS,
     FIVE,
@@ -30,7 +30,6 @@ from dive.scores.labels import (
     label_flags,
     label_scores,
 )
-from dive.scores.remembered import annotate_once
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +52,7 @@ class CheXbert:
         encoder: configuration and vocabulary of the BERT, a folder or a name in the Hugging Face cache.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         batch: texts at a time.
-        folder: where classes are remembered (:func:`dive.scores.remembered.annotate_once`); None is nowhere.
+        folder: where classes are remembered (:func:`dive.remembered.annotate_once`); None is nowhere.
 
     Raises:
         WeightsError: the checkpoint is absent.

@@ -1,0 +1,188 @@
+"""The annotator ``scispacy``: on spaCy, scispaCy's tokenizer and sentence splitter, and its linker as they are."""
+
+import json
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+from dive.annotation.annotate import build_annotator
+from dive.annotation.vocabulary import Report
+from dive.data.roots import DataError
+from tests.unit.reference import FOLDER
+
+NER = {
+    "@architectures": "spacy.TransitionBasedParser.v2",
+    "state_type": "ner",
+    "extra_state_tokens": False,
+    "hidden_width": 32,
+    "maxout_pieces": 2,
+    "use_upper": True,
+    "tok2vec": {
+        "@architectures": "spacy.HashEmbedCNN.v2",
+        "pretrained_vectors": None,
+        "width": 48,
+        "depth": 2,
+        "embed_size": 500,
+        "window_size": 1,
+        "maxout_pieces": 3,
+        "subword_features": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def spacy():
+    """spaCy of the environment, or that of the reference packages' folder (`make reference`)."""
+    if find_spec("spacy"):
+        yield import_module("spacy")
+        return
+    if not (FOLDER / "spacy").is_dir():
+        pytest.skip(f"spaCy is neither installed nor in {FOLDER}: `make reference` puts it there")
+    sys.path.append(str(FOLDER))  # at the end: what the environment has is the environment's
+    yield import_module("spacy")
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pipeline(spacy, tmp_path_factory):
+    """An English pipeline with a small recogniser of two labels, trained in a second, saved to a folder.
+
+    Tokenizer and sentence splitter are scispaCy's, as its own models have them. Its configuration names a linker, which
+    would be downloaded if it were loaded.
+    """
+    import random
+
+    import scispacy.custom_sentence_segmenter  # noqa: F401
+    from scispacy.custom_tokenizer import combined_rule_tokenizer
+    from spacy.training import Example
+
+    nlp = spacy.blank("en")
+    nlp.tokenizer = combined_rule_tokenizer(nlp)
+    nlp.add_pipe("pysbd_sentencizer")
+    nlp.add_pipe("ner", config={"model": NER})
+    words = {"DISEASE": ["effusion", "pneumothorax", "edema"], "DEVICE": ["tube", "pacemaker"]}
+    frames = ["There is a {}.", "No {} is seen.", "Small {} persists.", "A {}."]
+    examples = []
+    for label, names in words.items():
+        for name in names:
+            for frame in frames:
+                text, start = frame.format(name), frame.index("{")
+                annotations = {"entities": [(start, start + len(name), label)]}
+                examples.append(Example.from_dict(nlp.make_doc(text), annotations))
+    nlp.initialize(lambda: examples)
+    random.seed(0)
+    for _ in range(60):
+        random.shuffle(examples)
+        nlp.update(examples)
+    folder = tmp_path_factory.mktemp("spacy") / "ner"
+    nlp.to_disk(folder)
+    config = folder / "config.cfg"
+    text = config.read_text()
+    assert '"ner"]' in text
+    text = text.replace('"ner"]', '"ner","scispacy_linker"]')
+    config.write_text(f'{text}\n[components.scispacy_linker]\nfactory = "scispacy_linker"\nlinker_name = "umls"\n')
+    return str(folder)
+
+
+def settings(path, labels=("DISEASE",), types=(), linker=None):
+    return {"annotator": "scispacy", "path": path, "labels": list(labels), "types": list(types), "linker": linker}
+
+
+def reports(texts):
+    return [Report(f"s{i}", "train", text) for i, text in enumerate(texts)]
+
+
+def found(annotator, texts):
+    return [
+        [text[s.start : s.end] for s in spans] for spans, text in zip(annotator(reports(texts)), texts, strict=True)
+    ]
+
+
+def test_entities_by_label(pipeline):
+    texts = ["There is a effusion. No pneumothorax is seen.", "A tube. No pneumothorax is seen.", "Clear."]
+    annotate = build_annotator(settings(pipeline), {})
+    assert found(annotate, texts) == [["effusion", "pneumothorax"], ["pneumothorax"], []]
+    spans = next(annotate(reports(texts)))
+    assert [(span.observation, span.polarity, span.source) for span in spans] == [
+        ("DISEASE", "positive", "scispacy"),
+        ("DISEASE", "negative", "scispacy"),
+    ]
+    everything = build_annotator(settings(pipeline, labels=()), {})
+    assert found(everything, ["There is a tube."]) == [["tube"]]
+
+
+def test_mistakes_are_named(pipeline, tmp_path):
+    with pytest.raises(DataError, match="has none of CHEMICAL, but DEVICE, DISEASE"):
+        build_annotator(settings(pipeline, ["CHEMICAL"]), {})
+    with pytest.raises(DataError, match=r"annotation\.scispacy\.path: .* is no spaCy pipeline"):
+        build_annotator(settings(str(tmp_path)), {})
+    with pytest.raises(DataError, match=r"annotation\.scispacy\.path is empty"):
+        build_annotator(settings(None), {})
+
+
+CONCEPTS = {"C1": ("Edema", ["edema"], "T046"), "C2": ("Tube, device", ["tube"], "T074")}
+
+
+@pytest.fixture(scope="module")
+def linker(pipeline, tmp_path_factory):
+    """A linker's folder with two concepts, in the files that scispaCy publishes for UMLS.
+
+    As its ``create_tfidf_ann_index``, which itself wants an older scipy; settings of the index aside.
+    """
+    import joblib
+    import nmslib
+    import numpy as np
+    import scipy.sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    folder = tmp_path_factory.mktemp("linker")
+    lines = [
+        {"concept_id": cui, "canonical_name": name, "aliases": aliases, "types": [kind], "definition": name}
+        for cui, (name, aliases, kind) in CONCEPTS.items()
+    ]
+    (folder / "umls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    aliases = [alias for name, others, _ in CONCEPTS.values() for alias in (name, *others)]
+    (folder / "concept_aliases.json").write_text(json.dumps(aliases))
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3), dtype=np.float32)
+    vectors = vectorizer.fit_transform(aliases)
+    joblib.dump(vectorizer, folder / "tfidf_vectorizer.joblib")
+    scipy.sparse.save_npz(folder / "tfidf_vectors_sparse.npz", vectors)
+    index = nmslib.init(method="hnsw", space="cosinesimil_sparse", data_type=nmslib.DataType.SPARSE_VECTOR)
+    index.addDataPointBatch(vectors)
+    index.createIndex()
+    index.saveIndex(str(folder / "nmslib_index.bin"))
+    return folder
+
+
+def test_entities_by_semantic_type(pipeline, linker, monkeypatch):
+    monkeypatch.setattr("requests.head", lambda *_, **__: pytest.fail("the network was asked"))
+    texts = ["There is a edema.", "There is a tube.", "There is a effusion."]  # the last is in no knowledge base
+    for types, expected in (
+        (["T046"], [["edema"], [], []]),
+        (["T074"], [[], ["tube"], []]),
+        (["T046", "T074"], [["edema"], ["tube"], []]),
+    ):
+        assert found(build_annotator(settings(pipeline, (), types, str(linker)), {}), texts) == expected
+    both = build_annotator(settings(pipeline, ["DISEASE"], ["T046", "T074"], str(linker)), {})
+    assert found(both, texts) == [["edema"], [], []]
+
+
+def test_a_linker_lacks_what_is_named(pipeline, linker, tmp_path):
+    def message(folder):
+        with pytest.raises(DataError) as error:
+            build_annotator(settings(pipeline, (), ["T046"], folder), {})
+        return str(error.value)
+
+    assert "annotation.scispacy.linker is empty" in message(None)
+    assert f"{tmp_path}/no is no folder" in message(f"{tmp_path}/no")
+    (tmp_path / "tfidf_vectorizer.joblib").write_bytes((linker / "tfidf_vectorizer.joblib").read_bytes())
+    wanted = "nmslib_index.bin, tfidf_vectors_sparse.npz, concept_aliases.json, a single *.jsonl, the knowledge base"
+    assert wanted in message(str(tmp_path))
+
+
+def test_without_spacy_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(DataError, match=r"pip install 'dive\[scispacy\]'"):
+        build_annotator(settings("x"), {})
