@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dive.data.synthetic.fullsize import write_full_size
@@ -33,13 +34,13 @@ from dive.data.splits import split_dataset
 split_dataset("d", "{layout}", root, selection, *(f"{{out}}/{{name}}" for name in ("studies", "excluded", "counts")))
 """,
     "annotate": """
-from dive.annotation.vocabulary import annotate_studies
+from dive.annotation.annotate import annotate_studies
 settings = {{"annotator": "vocabulary", "include_cues": False, "classes": ["observation", "pathology"]}}
-annotate_studies(f"{{out}}/studies", "workflow/resources/vocabulary.csv", settings, f"{{out}}/spans")
+annotate_studies(f"{{out}}/studies", settings, {{"vocabulary": "workflow/resources/vocabulary.csv"}}, f"{{out}}/spans")
 """,
     "select": """
 from dive.data.pools import select_pool
-sizes = {{"queries": 300, "demonstrations": 300, "validation": 20, "test": None}}
+sizes = {{"queries": 30, "demonstrations": 30, "validation": 2, "test": None}}
 select_pool(f"{{out}}/studies", sizes, f"{{out}}/pool")
 """,
     "demonstrate": """
@@ -80,14 +81,14 @@ def run(layout: str, share: float, reports: str, folder: Path) -> None:
     shutil.rmtree(root)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Measure readers and selection on trees of the datasets' sizes.")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     parser.add_argument("--layouts", nargs="+", default=["mimic_cxr", "chexpert_plus"])
     parser.add_argument("--reports", nargs="+", default=["zip", "folder"], help="where MIMIC-CXR's reports lie")
     parser.add_argument("--folder", help="where trees are written for the time being; a temporary one by default")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     print("| layout | share of the official size | stage | wall s | CPU s | peak GiB |\n|---|---|---|---|---|---|")
     for layout in given.layouts:
         for reports in given.reports if layout == "mimic_cxr" else ["table"]:

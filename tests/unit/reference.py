@@ -1,7 +1,7 @@
 """What the unmodified reference packages say; as a script it reads texts as JSON and prints scores as JSON.
 
-The packages lie in a folder of their own (tests/reference.lock, `make reference`): scikit-learn, which f1chexbert
-and scispaCy need, would make every job that imports transformers about two seconds slower if it were in the environment.
+The packages lie in a folder of their own (tests/reference.lock, `make reference`): scikit-learn, which f1chexbert and
+scispaCy need, would make every job that imports transformers about two seconds slower were it in the environment.
 """
 
 import contextlib

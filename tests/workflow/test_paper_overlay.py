@@ -2,10 +2,14 @@
 
 At the datasets' full sizes, outside the default run, since the trees take minutes and a million inodes to write:
 
-    python -m pytest tests/workflow/test_paper_overlay.py -m full_size -s
+    python -m pytest -m full_size -s
+
+Wall and CPU seconds and peak memory of every job are printed with their share of what is allowed; of these only the
+memory is asserted, since seconds depend on what else the machine does.
 """
 
 import csv
+import shutil
 import time
 from pathlib import Path
 
@@ -14,19 +18,23 @@ import yaml
 
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES
 from dive.data.studies import read_studies
-from dive.data.synthetic.fullsize import write_full_size
+from dive.data.synthetic.fullsize import NO_FINDINGS, VIEWS, write_full_size
 from dive.files import read_json
 from tests.project import Project
 
 LAYOUTS = {"mimic-cxr": "mimic_cxr", "chexpert-plus": "chexpert_plus"}
 OFFICIAL = {"mimic-cxr": MIMIC_CXR_SIZES, "chexpert-plus": CHEXPERT_PLUS_SIZES}
 
+ALLOWED = {"s": 600.0, "cpu_time": 300.0, "max_rss": 4096.0}
+"""Seconds of wall and CPU time ("minutes"), and MB, of a job at full size; names are of Snakemake's benchmarks."""
 
-def run_overlay(folder: Path, share: float, changes: dict | None = None) -> dict[str, dict]:
+
+def run_overlay(project: Project, share: float, changes: dict | None = None) -> dict[str, dict]:
     """Write both trees, run what needs no backbone, and return the counts of each dataset."""
-    project = Project(folder)
+    start = time.perf_counter()
     for dataset, layout in LAYOUTS.items():
         write_full_size(layout, project.folder / "data" / dataset, share)
+    print(f"writing the trees: {time.perf_counter() - start:.1f} s")
     overlays = ["config/paper.yaml"]
     if changes:
         (project.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
@@ -73,14 +81,49 @@ def test_the_overlay_runs_up_to_the_demonstrations(tmp_path):
         "training": {"validation_studies": 8},
         "datasets": {"mimic-cxr": {"pool": pool}, "chexpert-plus": {"selection": {"fractions": {"validate": 0.1}}}},
     }
-    counts = run_overlay(tmp_path / "dive", 0.01, changes)
+    counts = run_overlay(Project(tmp_path / "dive"), 0.01, changes)
     assert counts["mimic-cxr"]["convention"] == "official"
     assert counts["chexpert-plus"]["convention"] == "own_split"
 
 
+def measured_costs(folder: Path) -> dict[str, dict[str, float]]:
+    """Job -> what its benchmark says, of the keys of ALLOWED; printed with its share of these."""
+    costs = {}
+    for path in sorted(folder.rglob("*.tsv")):
+        with path.open() as file:
+            (row,) = csv.DictReader(file, delimiter="\t")
+        found = {name: float(row[name]) for name in ALLOWED}
+        job = str(path.relative_to(folder).with_suffix(""))
+        costs[job] = found
+        told = (f"{name} {value:.1f} ({100 * value / ALLOWED[name]:.0f} %)" for name, value in found.items())
+        print(f"{job}: {', '.join(told)}")
+    return costs
+
+
 @pytest.mark.full_size
 def test_the_overlay_runs_at_full_size(tmp_path):
-    counts = run_overlay(tmp_path / "dive", 1.0)
+    """All but the roots is as config/paper.yaml says, and these are where it looks for them."""
+    project = Project(tmp_path / "dive")
+    try:
+        counts = run_overlay(project, 1.0)
+    finally:
+        shutil.rmtree(project.folder / "data")  # pytest keeps the folders of its last runs
+    frontal = 1 - dict(VIEWS)["LATERAL"]
     for dataset, official in OFFICIAL.items():
+        found = counts[dataset]
         for name in ("studies", "patients", "images"):
-            assert counts[dataset]["raw"][name] == sum(size[name] for size in official.values())
+            assert found["raw"][name] == sum(size[name] for size in official.values())
+        used = sum(split["studies"] for split in found["used"].values())
+        usable = (1 - NO_FINDINGS[LAYOUTS[dataset]]) * frontal
+        print(f"{dataset}: {used} of {found['raw']['studies']} studies used")
+        assert used / found["raw"]["studies"] == pytest.approx(usable, abs=0.01)
+        pool = read_json(project.folder / f"results/pools/{dataset}.json")
+        assert {group: len(pool[group]) for group in ("queries", "demonstrations", "validation")} == {
+            "queries": 1000,
+            "demonstrations": 1000,
+            "validation": 128,
+        }
+        assert len(pool["test"]) == found["used"]["test"]["studies"]
+    costs = measured_costs(project.folder / "benchmarks")
+    assert {job.split("/")[0] for job in costs} == {"split", "annotate", "select", "demonstrate"}
+    assert all(cost["max_rss"] < ALLOWED["max_rss"] for cost in costs.values())
