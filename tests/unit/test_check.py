@@ -2,12 +2,13 @@
 
 import copy
 import json
+import re
 
 import pytest
 import yaml
 
 from dive.data import check
-from dive.data.check import compare_sizes, count_pool, inspect, main, split_sizes
+from dive.data.check import compare_sizes, count_pool, inspect, main, print_estimates, split_sizes
 from dive.data.estimates import GEMMA3, QWEN25_VL, Counts, Machine, estimate, read_shape, shape_of
 from dive.data.roots import MIMIC_CXR_SIZES
 from dive.data.selection import Selection
@@ -140,9 +141,9 @@ def test_a_shape_is_read_from_the_models_own_file(tmp_path):
 COUNTS = Counts(queries=10, demonstrations=5, validation=4, test=6, words=20, pixels=None)
 
 
-def estimated(paper, methods, **changes):
+def estimated(paper, names, **changes):
     config = copy.deepcopy(paper) | {"seeds": [0, 1], "shots": 2} | changes
-    return estimate(COUNTS, config["backbones"]["medgemma-4b"], GEMMA3, config, methods, Machine())
+    return estimate(COUNTS, config["backbones"]["medgemma-4b"], GEMMA3, config, names, Machine())
 
 
 def test_bytes_are_those_of_the_formulas(paper):
@@ -181,6 +182,32 @@ def test_draws_multiply_the_teacher_and_sharing_saves_the_demonstrations(paper):
     # Two demonstrations and the query are three images: two thirds of the prompt are computed once, not for each query.
     assert shared.seconds["cache_teacher"] < 0.45 * one.seconds["cache_teacher"]
     assert shared.seconds["generate"] < one.seconds["generate"]
+
+
+def test_a_method_without_gradients_costs_its_search_and_another_s_reports_nothing(paper):
+    other = {"kind": "external", "title": "Other", "group": "published", "files": {}}
+    others = {**paper["methods"], "other": other}
+    assert set(estimated(paper, ["other"], methods=others).seconds) == {"cache_vision"}
+    fitted = {name: estimated(paper, [name]) for name in ("icv", "task_vector", "mtv")}
+    # Only the task vector reads the teacher's layers; MTV's search is by far the longest.
+    assert [name for name, spent in fitted.items() if "layers" in spent.bytes] == ["task_vector"]
+    assert 0 < fitted["icv"].seconds["distill"] < fitted["task_vector"].seconds["distill"]
+    assert fitted["mtv"].seconds["distill"] > 100 * fitted["task_vector"].seconds["distill"]
+
+
+def test_a_transfer_trains_elsewhere_and_writes_here(tmp_path, capsys):
+    grid = {"datasets": ["mimic-cxr"], "backbones": ["medgemma-4b"], "methods": ["live@chexpert-plus"]}
+    (tmp_path / "transfer.yaml").write_text(yaml.safe_dump({"grids": {"main": grid}}))
+    files = [ROOT / "config.yaml", ROOT / "config/paper.yaml", tmp_path / "transfer.yaml"]
+    config = check.read_config([str(file) for file in files])
+    here = estimated(config, ["live@chexpert-plus"])
+    assert set(here.seconds) == {"cache_vision", "generate"}
+    assert "teacher" not in here.bytes
+    counts = {"mimic-cxr": COUNTS, "chexpert-plus": COUNTS}
+    print_estimates(config, [config["grids"]["main"]], counts, Machine(), 1.5)
+    printed = capsys.readouterr().out
+    assert "mimic-cxr, medgemma-4b: h: cache_vision 0.00, generate" in printed
+    assert re.search(r"chexpert-plus, medgemma-4b: h: .*distill.*cache_teacher", printed)
 
 
 def test_computing_bounds_large_work_and_calls_small():

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,9 @@ def check_data(config: dict[str, Any], machine: Machine, sample: int = SAMPLE, t
     """
     grids = [config["grids"][experiment] for experiment in config["experiments"]]
     counts, sound = {}, True
-    for name in dict.fromkeys(name for grid in grids for name in grid["datasets"]):
+    used = [name for grid in grids for name in grid["datasets"]]
+    used += [method.partition("@")[2] for grid in grids for method in grid["methods"] if "@" in method]
+    for name in dict.fromkeys(used):
         dataset = config["datasets"][name]
         print(f"{name} ({dataset['reader']}) at {dataset['root']}")
         found = inspect(name, dataset, sample)
@@ -235,9 +238,12 @@ def print_estimates(
     hours = most = disk = 0.0
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for grid in grids:
-        for dataset in grid["datasets"]:
-            for backbone in grid["backbones"]:
-                methods.setdefault((dataset, backbone), {}).update(dict.fromkeys(grid["methods"]))
+        for dataset, backbone, method in product(grid["datasets"], grid["backbones"], grid["methods"]):
+            name, _, other = method.partition("@")
+            if other != dataset:
+                methods.setdefault((dataset, backbone), {})[method] = None
+            if other:  # its adapter is trained on the other dataset, a row there or not
+                methods.setdefault((other, backbone), {})[name] = None
     loaded = set()
     for (dataset, backbone), names in methods.items():
         settings = config["backbones"][backbone]

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from dive.config import draws, reads_demonstrations, reads_layers
 
-NEED_LAYERS = ("mimic", "icv", "task_vector")
-"""Modules that learn from the teacher's states of all layers."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,9 @@ def estimate(
       demonstrations; where all queries share theirs, N x F(n + i + T) after them instead;
     - ``distill``, a method and seed: E x (N x (F(p_0) + 2 F(T + 1) + 3 head(T + 1)) + validation x (F(p_0) + F(T + 1) +
       head(T + 1))): the prompt without a gradient, the report forward and backward to its inputs (as much again, since
-      no weight of the backbone has a gradient), the head forward, backward, and for the teacher;
+      no weight of the backbone has a gradient), the head forward, backward, and for the teacher; without gradients
+      one forward over the queries and one over validation for every scale, and for MTV's search ``prompts`` in context
+      and ``steps`` x ``samples`` + 50 ``draws`` without;
     - ``generate``, a method and seed: test x F(p), with shared demonstrations as above, then T + 1 steps a batch, each
       the longest of computing 2 P B, reading the weights and the batch's keys and values, and calling L layers.
 
@@ -278,23 +279,35 @@ def estimate(
     taught, layered = False, False
     for name in methods:
         method = config["methods"][name]
-        loss = method.get("loss", {})
-        trained = "epochs" in method
-        prompt = in_context if method.get("demonstrations") else zero_shot
-        runs = seeds if trained or method.get("demonstrations") else 1
-        if method["kind"] == "constant":
+        if method["kind"] in ("constant", "external"):
             continue
-        taught |= bool(loss.get("kd"))
-        layered |= bool(loss.get("hidden")) or method.get("module") in NEED_LAYERS
-        if trained:
+        prompt = in_context if method.get("demonstrations") else zero_shot
+        runs = seeds if draws(method) else 1
+        # A transferred adapter is another dataset's: it is trained there, and only writes here.
+        own = "trained_on" not in method
+        taught |= own and bool(method.get("loss", {}).get("kd"))
+        layered |= own and reads_layers(method)
+        checked = min(counts.validation, config["training"]["validation_studies"])
+        if own and "epochs" in method:
             steps = counts.queries / batch["training"]
             operations = counts.queries * (
                 shape.forward(zero_shot) + 2 * shape.forward(labels, zero_shot) + 3 * shape.head(labels)
             )
-            checked = min(counts.validation, config["training"]["validation_studies"])
             operations += checked * (shape.forward(zero_shot) + shape.forward(labels, zero_shot) + shape.head(labels))
             calls = (4 * steps + 2 * checked / batch["training"]) * shape.layers
             spent = runs * method["epochs"] * machine.seconds(operations, calls)
+            seconds["distill"] = seconds.get("distill", 0.0) + spent
+            longest += spent
+        elif own and method["kind"] == "steering":
+            passes = counts.queries + len(method.get("scales", ())) * checked
+            in_demonstrations = 0
+            if reads_demonstrations(method):
+                in_demonstrations = method["prompts"]
+                passes = method["steps"] * method["samples"] + 50 * method["draws"]
+            operations = passes * (shape.forward(zero_shot + labels) + shape.head(labels))
+            operations += in_demonstrations * shape.forward(in_context)
+            calls = (passes / batch["training"] + in_demonstrations / batch["teacher"]) * shape.layers
+            spent = runs * machine.seconds(operations, calls)
             seconds["distill"] = seconds.get("distill", 0.0) + spent
             longest += spent
         batches = counts.test / batch["generation"]
