@@ -8,6 +8,7 @@ rule annotate:
         vocabulary=vocabulary_of,
         annotations=annotations_of,
         weights=observer_of,
+        pipeline=pipeline_of,
     output:
         "results/annotations/{dataset}/{annotator}/spans.parquet",
     log:

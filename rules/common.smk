@@ -5,6 +5,7 @@ import re
 import sys
 from itertools import product
 
+from dive.annotation.scispacy import needed_files
 from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError
 from dive.config import annotators_used, draws, reads_demonstrations, reads_layers, resolve
 from dive.data.roots import check_root
@@ -48,6 +49,9 @@ absent = [
 absent += absent_weights(config["scores"])
 if "radgraph" in annotators_used(config):
     absent += absent_graphs(config["annotation"]["radgraph"], DATASETS)
+if "scispacy" in annotators_used(config):
+    files = needed_files(config["annotation"]["scispacy"])
+    absent += [f"annotation.scispacy: no file {file}" for file in files if not os.path.isfile(file)]
 if absent:
     sys.exit("\n".join(absent))
 
@@ -185,6 +189,11 @@ def observer_of(wildcards):
     if "radgraph" not in parts_of(wildcards.annotator) or annotations_of(wildcards):
         return []
     return list(weight_files({"radgraph": OBSERVER}).values())
+
+
+def pipeline_of(wildcards):
+    """Files of the spaCy pipeline and of its linker, for an annotator that runs them."""
+    return needed_files(config["annotation"]["scispacy"]) if "scispacy" in parts_of(wildcards.annotator) else []
 
 
 def annotator_gpus(wildcards):

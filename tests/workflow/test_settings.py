@@ -94,6 +94,21 @@ def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Proje
     assert printed.count("annotating decisive spans") == 1, printed
 
 
+def test_scispacy_needs_its_folders_before_any_job(fresh: Project) -> None:
+    fresh.edit("config.yaml", "annotators: [vocabulary, idf, random]", "annotators: [union]")
+    fresh.edit("config.yaml", "union: [vocabulary, idf]", "union: [vocabulary, scispacy]")
+    fresh.edit("config.yaml", "path: null              # its folder", "path: models/ner # its folder")
+    fresh.edit("config.yaml", "types: [] ", "types: [T047] ")
+    fresh.edit("config.yaml", "linker: null ", "linker: models/umls ")
+    told = fresh.run("snakemake", "--dry-run").stdout
+    assert "annotation.scispacy: no file models/ner/config.cfg" in told
+    assert "annotation.scispacy: no file models/umls/nmslib_index.bin" in told
+    for file in ("models/ner/config.cfg", "models/umls/nmslib_index.bin"):
+        (fresh.folder / file).parent.mkdir(parents=True)
+        (fresh.folder / file).touch()
+    assert fresh.planned()["annotate"] == 2 * 2
+
+
 def test_absent_data_are_one_message(fresh: Project) -> None:
     done = fresh.run("snakemake", "--dry-run", "--configfile", "config/paper.yaml")
     assert done.returncode != 0

@@ -23,6 +23,12 @@ LINKER = "scispacy_linker"
 COMPONENTS = ("scispacy.custom_tokenizer", "scispacy.custom_sentence_segmenter")
 
 
+def needed_files(settings: Mapping[str, Any]) -> list[str]:
+    """A file of the pipeline, and one of the linker where types ask for it: if they are there, so are their folders."""
+    files = [f"{settings['path']}/config.cfg"]
+    return [*files, f"{settings['linker']}/nmslib_index.bin"] if settings["types"] else files
+
+
 def load_pipeline(path: str | None) -> Any:
     """The pipeline at ``path`` without what entities do not need.
 
