@@ -21,6 +21,8 @@ rule cache_vision:
     params:
         backbone=backbone_for("vision"),
         max_unreadable=lookup(dpath="datasets/{dataset}/selection/max_unreadable", within=config),
+        # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
+        partial="results/checkpoints/cache_vision/{dataset}/{backbone}",
         code=code_version("scripts/cache_vision.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}: caching vision features"
@@ -48,6 +50,8 @@ rule cache_teacher:
     params:
         backbone=backbone_for("teacher"),
         max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
+        # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
+        partial="results/checkpoints/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}",
         code=code_version("scripts/cache_teacher.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}{wildcards.draw}: caching the teacher"
@@ -75,6 +79,8 @@ rule cache_layers:
     params:
         backbone=backbone_for("teacher"),
         max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
+        # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
+        partial="results/checkpoints/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}",
         code=code_version("scripts/cache_layers.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.shots} shots, seed {wildcards.seed}: caching the teacher's layers"

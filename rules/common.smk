@@ -113,9 +113,10 @@ def seeds_of(wildcards):
 
 def backbone_for(batch):
     """A function for the settings of a backbone that a job uses; of the batch sizes only its own."""
+    unread = ("tiny", "compile") if batch == "vision" else ("tiny",)  # the tower is not compiled
 
     def settings(wildcards):
-        chosen = {key: value for key, value in config["backbones"][wildcards.backbone].items() if key != "tiny"}
+        chosen = {key: value for key, value in config["backbones"][wildcards.backbone].items() if key not in unread}
         return {**chosen, "batch": {batch: chosen["batch"][batch]}}
 
     return settings

@@ -12,4 +12,5 @@ with logged(snakemake.log[0]):
         vision=snakemake.input.vision,
         training={"max_report_tokens": snakemake.params.max_report_tokens},
         out=snakemake.output[0],
+        partial=snakemake.params.partial,
     )

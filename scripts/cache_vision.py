@@ -11,5 +11,6 @@ with logged(snakemake.log[0]):
         pool=snakemake.input.pool,
         root=snakemake.input.root,
         out=snakemake.output[0],
+        partial=snakemake.params.partial,
         max_unreadable=snakemake.params.max_unreadable,
     )

@@ -81,7 +81,7 @@ def test_a_full_disk_is_told_before_the_model_runs(world, monkeypatch, tmp_path)
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     study = world.study
-    with pytest.raises(RuntimeError, match=r"needs 0\.0 GB and the disk has.*pool\.queries"):
+    with pytest.raises(RuntimeError, match=r"needs 0\.00 GB and the disk of.*pool\.queries"):
         cache_layers(
             world.settings, study.studies, study.demonstrations, study.vision, world.training, str(tmp_path / "out")
         )

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dive.backbones.loading import load_backbone
-from dive.generation import _read_partial, decode
+from dive.files import Journal
+from dive.generation import decode
 from dive.provenance import fingerprint
 from tests.unit import tiny_models
 
@@ -72,7 +73,7 @@ def test_a_partial_file_is_continued_only_by_the_run_that_began_it(tmp_path):
     other = fingerprint([{"max_new_tokens": 6}], [str(pool), None])
     partial = tmp_path / "partial.jsonl"
     partial.write_text(json.dumps(mine) + "\n" + json.dumps(["s1", "Text.", 3, True]) + "\n" + '["s2", "cut of')
-    assert _read_partial(partial, mine) == {"s1": ("Text.", 3, True)}
-    assert _read_partial(partial, other) == {}
+    assert Journal(partial, mine).read() == [["s1", "Text.", 3, True]]
+    assert Journal(partial, other).read() == []
     pool.write_text("{ }")
     assert fingerprint([{"max_new_tokens": 5}], [str(pool), None]) != mine

@@ -1,11 +1,13 @@
 """Prompts: equal to the processor class where that loads, and exact about where the report lies."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dive.backbones.loading import load_backbone
-from dive.backbones.prompts import PromptBuilder
+from dive.backbones.prompts import PromptBuilder, PromptStore
 from tests.unit import tiny_models
 
 FAMILIES = [*tiny_models.FAMILIES, "llava"]
@@ -111,3 +113,22 @@ def test_qwen_image_tokens_are_grid_over_merge_squared(backbones):
         features = backbone.embed_images([tiny_models.image(0, size).convert("RGB")])[0]
         t, h, w = features.grid
         assert len(features.tokens) == t * h * w // backbone.model.config.vision_config.spatial_merge_size**2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stored_prompts_are_what_was_rendered(backbones, family):
+    backbone = backbones[family]
+    rendered = [
+        backbone.prompts.render("q", {"q": 4, "d": 3}, [("d", "One.")] * shots, report, limit)
+        for shots in (0, 2)
+        for report, limit in [(None, None), (tiny_models.REPORTS[0], None), (tiny_models.REPORTS[1], 3)]
+    ]
+    store = PromptStore(backbone.term_id)
+    for prompt in rendered:
+        store.append(prompt)
+    assert list(store) == [replace(prompt, offsets=[]) for prompt in rendered]
+    assert list(store[2:5]) == list(store)[2:5]
+    assert [prompt.report_length for prompt in store] == [len(prompt.offsets) for prompt in rendered]
+    assert store[-1] == list(store)[-1]
+    with pytest.raises(IndexError):
+        store[len(rendered)]

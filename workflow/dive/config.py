@@ -166,6 +166,7 @@ class Backbone(Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     instruction: Annotated[str, Field(min_length=1)]
     image: dict[str, Any]
+    compile: bool
     batch: Batch
 
 

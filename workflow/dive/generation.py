@@ -1,9 +1,7 @@
 """Batched, left-padded greedy decoding of reports, steered or not, from cached vision features."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -12,12 +10,13 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
-from dive.backbones.prompts import Prompt
+from dive.backbones.prompts import Prompt, PromptStore
 from dive.backbones.shared import Shared, SharedLayer
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.generations import write_generations
 from dive.data.readable import readable_demonstrations, readable_pool
 from dive.devices import explained_memory
+from dive.files import Journal
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of
 
@@ -218,15 +217,20 @@ def generate_reports(
     uids = readable_pool(pool, vision)["test"]
     drawn = readable_demonstrations(demonstrations, studies, vision)["test"] if demonstrations else None
     code = code_version(__name__, *module_of(method))
-    made_by = fingerprint([backbone, method, decoding, code], [studies, pool, demonstrations, vision, adapter])
-    done = _read_partial(Path(partial), made_by)
+    inputs = [backbone["path"], studies, pool, demonstrations, vision, adapter]
+    made_by = fingerprint([backbone, method, decoding, code], inputs)
+    journal = Journal(partial, made_by)
+    done = {uid: tuple(row) for uid, *row in journal.read()}
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
-    todo = [uid for uid in uids if uid not in done]
     if done:
         log.info("resuming: %d of %d reports were already written", len(done), len(uids))
-    prompts = render_queries(loaded, todo, features.n_tokens, targets, drawn, blank=method.get("image") == "blank")
-    order = sorted(range(len(todo)), key=lambda i: len(prompts[i].ids))
+    prompts = PromptStore(loaded.term_id)
+    for uid in uids:
+        (prompt,) = render_queries(loaded, [uid], features.n_tokens, targets, drawn, method.get("image") == "blank")
+        prompts.append(prompt)
+    # The same batches as without an interruption, since other padding is other rounding.
+    order = sorted(range(len(uids)), key=lambda i: len(prompts[i].ids))
     size = backbone["batch"]["generation"]
     with ExitStack() as stack:
         if adapter is not None:
@@ -236,34 +240,17 @@ def generate_reports(
         shared = loaded.share(prompts, features)
         if shared:
             log.info("all studies share their demonstrations: %d tokens are run once", shared.length)
-        Path(partial).parent.mkdir(parents=True, exist_ok=True)
-        # Written anew on a resume: the kill may have cut its last line.
-        file = stack.enter_context(open(partial, "w", encoding="utf-8"))
-        file.writelines(json.dumps(line) + "\n" for line in [made_by, *([uid, *row] for uid, row in done.items())])
+        journal.begin([uid, *row] for uid, row in done.items())
         for begin in progress(range(0, len(order), size), "decoding batches"):
             batch = order[begin : begin + size]
+            if all(uids[i] in done for i in batch):
+                continue
             chosen = [prompts[i] for i in batch]
             reports = decode_batch(loaded, chosen, features, decoding["max_new_tokens"], shared)
             for i, report in zip(batch, reports, strict=True):
-                done[todo[i]] = (report.text, len(report.ids), report.stopped)
-                file.write(json.dumps([todo[i], *done[todo[i]]]) + "\n")
-            file.flush()
+                done[uids[i]] = (report.text, len(report.ids), report.stopped)
+            journal.append(*([uids[i], *done[uids[i]]] for i in batch))
     write_generations(out, [(uid, patients[uid], *done[uid]) for uid in uids])
-    Path(partial).unlink()
+    journal.remove()
     n_stopped = sum(stopped for _, _, stopped in done.values())
     log.info("%d reports, %d ended by the terminator", len(uids), n_stopped)
-
-
-def _read_partial(path: Path, made_by: str) -> dict[str, tuple[str, int, bool]]:
-    """Reports that an interrupted run left; a line that the kill cut off is dropped, and a foreign file ignored."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if not lines or lines[0] != json.dumps(made_by):
-        return {}
-    done = {}
-    for line in lines[1:]:
-        try:
-            uid, text, n_tokens, stopped = json.loads(line)
-        except ValueError:
-            continue
-        done[uid] = (text, n_tokens, stopped)
-    return done

@@ -118,6 +118,27 @@ class Backbone:
     def layers(self) -> list[nn.Module]:
         return find_decoder_layers(self.model)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Have torch.compile make kernels of the decoder, with whatever steers it (``backbones.<name>.compile``).
+
+        Other kernels round otherwise, so results agree to rounding and not to the bit. A graph is made for each way in
+        which the decoder is called: with and without steering, gradients and a cache.
+
+        Args:
+            backend: of torch.compile.
+        """
+        import torch._dynamo
+
+        # Or a graph made before a method is attached would be taken for one that steers, silently.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.config.recompile_limit = 64
+        decoder = next(
+            module
+            for module in self.model.modules()
+            if any(isinstance(child, nn.ModuleList) and list(child) == self.layers for child in module.children())
+        )
+        decoder.compile(backend=backend, dynamic=True)
+
     @cached_property
     def image_processor(self) -> Any:
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -360,7 +381,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
 
     Args:
         settings: ``backbones.<name>`` of the config: path, revision, dtype, device (see `claim_device`), instruction,
-            image.
+            image, compile.
 
     Raises:
         ValueError: the device is not available, or the chat template cannot be used (see ``PromptBuilder``).
@@ -387,7 +408,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     with explained_memory("backbones.*.dtype to bfloat16, or give the device to this job alone"):
         model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)
-    return Backbone(
+    backbone = Backbone(
         model,
         tokenizer,
         settings["instruction"],
@@ -395,3 +416,6 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
         revision=revision,
         image=settings.get("image"),
     )
+    if settings.get("compile"):
+        backbone.compile()
+    return backbone

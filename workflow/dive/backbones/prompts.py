@@ -4,7 +4,9 @@
 tokenizer and the family's image rule are all that a processor adds, and we also need offsets, which it does not give.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +41,46 @@ class Prompt:
     def n_labels(self) -> int:
         """Number of supervised tokens, T + 1 for a complete report."""
         return len(self.labels)
+
+    @property
+    def report_length(self) -> int:
+        """T, tokens of the report without TERM."""
+        return len(self.labels) - self.complete
+
+
+class PromptStore(Sequence[Prompt]):
+    """Many prompts of one backbone in 4 bytes a token, where lists of them take fifteen times that.
+
+    A prompt is made anew when it is asked for, without ``offsets`` and ``positions``.
+
+    Args:
+        term_id: the terminator, last label of a complete report.
+    """
+
+    def __init__(self, term_id: int) -> None:
+        self.term_id = term_id
+        self._ids = array("i")
+        self._rows: list[tuple[int, int, int, bool, tuple[str, ...]]] = []
+
+    def append(self, prompt: Prompt) -> None:
+        """Add a prompt at the end."""
+        begin = len(self._ids)
+        self._ids.extend(prompt.ids)
+        self._rows.append((begin, len(self._ids), prompt.prompt_length, prompt.complete, prompt.images))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int | slice) -> "Prompt | PromptStore":
+        """The prompt at ``row``, or a store of the prompts of a slice, which shares the memory of this one."""
+        if isinstance(row, slice):
+            part = copy(self)
+            part._rows = self._rows[row]
+            return part
+        begin, end, prompt_length, complete, images = self._rows[row]
+        ids = self._ids[begin:end].tolist()
+        answer = ids[prompt_length:]
+        return Prompt(ids, images, prompt_length, [*answer, self.term_id] if complete else answer, complete=complete)
 
 
 class PromptBuilder:

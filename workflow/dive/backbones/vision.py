@@ -1,12 +1,15 @@
 """Vision features of every image the experiments use, computed once: the tower is the expensive part."""
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dive.backbones.loading import ImageFeatures, load_backbone
@@ -15,7 +18,7 @@ from dive.data.roots import DataError
 from dive.devices import explained_memory
 from dive.files import read_json, write_json
 from dive.progress import log, progress
-from dive.provenance import record
+from dive.provenance import fingerprint, record
 from dive.shards import Shards, ShardWriter
 
 BLANK = "__blank__"
@@ -88,6 +91,12 @@ class Decoder:
         self.studies.append(study)
         return None
 
+    def recall(self, unreadable: Sequence[dict[str, str]]) -> None:
+        """Count a study whose image an earlier process decoded, after those that it could not."""
+        self.decoded += len(unreadable) + 1
+        self.unreadable += unreadable
+        self._stop_above_limit()
+
     def _stop_above_limit(self) -> None:
         if len(self.unreadable) <= self.limit * self.total:
             return
@@ -99,17 +108,23 @@ class Decoder:
         )
 
     def account(self) -> dict[str, Any]:
-        """What ``unreadable.json`` says."""
+        """What ``unreadable.json`` says; by study, whatever the order in which a resumed job came to them."""
         return {
             "decoded": self.decoded,
             "limit": self.limit,
-            "images": self.unreadable,
-            "studies": self.studies,
+            "images": sorted(self.unreadable, key=itemgetter("study_uid")),
+            "studies": sorted(self.studies),
         }
 
 
 def cache_vision(
-    backbone: dict[str, Any], studies: str, pool: str, root: str, out: str, max_unreadable: float = 0.05
+    backbone: dict[str, Any],
+    studies: str,
+    pool: str,
+    root: str,
+    out: str,
+    max_unreadable: float = 0.05,
+    partial: str | None = None,
 ) -> None:
     """Write the projected vision features of the pool's studies, and of the blank image, as shards.
 
@@ -124,10 +139,11 @@ def cache_vision(
         root: the dataset's root, to which ``image_paths`` are relative.
         out: folder of the shards.
         max_unreadable: share of undecodable images above which nothing is written.
+        partial: folder outside the declared outputs, in which finished shards outlive a kill; None keeps nothing.
 
     Raises:
         DataError: too many images cannot be decoded; the first are named.
-        RuntimeError: out of device memory; the message names the setting.
+        RuntimeError: no room on the disk, or out of device memory; the message names the setting.
     """
     from dive.data.studies import read_studies
 
@@ -140,21 +156,40 @@ def cache_vision(
     loaded = load_backbone(backbone)
     size = backbone["batch"]["vision"]
     batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-    with ShardWriter(out, record(backbone=backbone)) as writer:
+    made = record(backbone=backbone, max_unreadable=max_unreadable)
+    made_by = fingerprint([made, str(root)], [backbone["path"], studies, pool])
+    with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
+        if len(writer):
+            log.info("going on: features of %d images are there", len(writer))
+        announced = False
         for batch in progress(batches, "vision batches"):
-            images = {uid: image for uid in batch if (image := decoder(uid)) is not None}
-            if images and BLANK not in writer:
+            images = {uid: decoder(uid) for uid in batch if uid not in writer}
+            if not any(images.values()):
+                for uid in batch:
+                    if uid in writer:
+                        decoder.recall(writer.notes(uid).get("unreadable", []))
+                continue
+            # The whole batch, though a kill may have left a part of it: other batches are other rounding.
+            images = {uid: images[uid] if uid in images else decoder(uid) for uid in batch}
+            images = {uid: image for uid, image in images.items() if image is not None}
+            if BLANK not in writer:
                 example = next(iter(images.values()))
                 with explained_memory("backbones.*.batch.vision"):
                     blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
-                mb = blank.tokens.numel() * blank.tokens.element_size() * (len(wanted) + 1) / 1e6
-                log.info("vision features of %d images, about %.1f MB", len(wanted) + 1, mb)
                 writer.add(BLANK, blank.tokens, grid=blank.grid)
-            if images:
-                with explained_memory("backbones.*.batch.vision"):
-                    embedded = loaded.embed_images(list(images.values()))
-                for uid, feature in zip(images, embedded, strict=True):
-                    writer.add(uid, feature.tokens, grid=feature.grid)
+            if not announced:
+                of_one = math.prod(writer.notes(BLANK)["shape"]) * torch.finfo(loaded.dtype).bits // 8
+                n_bytes = of_one * (len(wanted) + 1)
+                log.info("vision features of %d images, about %.1f MB will be written", len(wanted) + 1, n_bytes / 1e6)
+                writer.require(n_bytes, "datasets.*.pool")
+                announced = True
+            with explained_memory("backbones.*.batch.vision"):
+                embedded = loaded.embed_images(list(images.values()))
+            for uid, feature in zip(images, embedded, strict=True):
+                if uid not in writer:
+                    failed = [bad for bad in decoder.unreadable if bad["study_uid"] == uid]
+                    notes = {"unreadable": failed} if failed else {}
+                    writer.add(uid, feature.tokens, grid=feature.grid, **notes)
         write_json(writer.target / UNREADABLE, decoder.account())
     if decoder.unreadable:
         log.warning(

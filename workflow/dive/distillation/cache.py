@@ -1,25 +1,28 @@
-"""The teacher, run once: its final normed states at the positions that predict report and terminator."""
+"""The teacher, run once: its states at the positions that predict report and terminator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
-from dive.backbones.prompts import Prompt
+from dive.backbones.prompts import Prompt, PromptStore
 from dive.backbones.shared import Shared
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations
 from dive.devices import explained_memory
 from dive.progress import log, progress
-from dive.provenance import record
+from dive.provenance import fingerprint, record
 from dive.shards import ShardWriter
 
 
-def read_targets(studies: str) -> dict[str, str]:
-    """Target report of every study of ``studies.parquet`` (two columns only: the table can be wide)."""
-    table = pq.read_table(studies, columns=["study_uid", "target"])
+def read_targets(studies: str, uids: Iterable[str] | None = None) -> dict[str, str]:
+    """Target report of the studies in ``uids``, or of all, from ``studies.parquet``, which can be wide and long."""
+    wanted = None if uids is None else pc.field("study_uid").isin(list(uids))
+    table = pq.read_table(studies, columns=["study_uid", "target"], filters=wanted)
     return dict(zip(table["study_uid"].to_pylist(), table["target"].to_pylist(), strict=True))
 
 
@@ -95,11 +98,30 @@ def cache_teacher(
     vision: str,
     training: dict[str, Any],
     out: str,
+    partial: str | None = None,
 ) -> None:
-    """Write the K-shot teacher's states of every query as shards, under the query's study_uid.
+    """Write the K-shot teacher's final normed states of every query as shards, under the query's study_uid.
 
     With the frozen output head they give the teacher's distribution over the whole vocabulary, exactly, at ``width``
-    numbers a token instead of a vocabulary's.
+    numbers a token instead of a vocabulary's. For arguments and errors see ``cache_states``.
+    """
+    made = record(backbone=backbone, training=training)
+    cache_states(backbone, studies, demonstrations, vision, training, out, partial, made, teacher_states)
+
+
+def cache_states(
+    backbone: dict[str, Any],
+    studies: str,
+    demonstrations: str,
+    vision: str,
+    training: dict[str, Any],
+    out: str,
+    partial: str | None,
+    made: dict[str, Any],
+    states_of: Callable[..., list[torch.Tensor]],
+    every_layer: bool = False,
+) -> None:
+    """Write states of the K-shot teacher as shards; how many bytes that will be is said before the model runs.
 
     Args:
         backbone: ``backbones.<name>`` of the config; ``batch.teacher`` prompts are run at once.
@@ -108,33 +130,56 @@ def cache_teacher(
         vision: folder of the vision features.
         training: ``max_report_tokens``.
         out: folder of the shards.
+        partial: folder outside the declared outputs, in which finished shards outlive a kill; None keeps nothing.
+        made: the record of settings and code that make the states.
+        states_of: runs the teacher on full prompts, as ``teacher_states`` does; (n, width) of each in the backbone's
+            dtype, at the n positions that predict report and terminator.
+        every_layer: they are (L, n, width), of all decoder layers.
 
     Raises:
-        RuntimeError: out of device memory; the message names the setting.
+        RuntimeError: no room on the disk, out of device memory (the message names the setting), or states that are
+            not finite.
     """
     drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
-    targets = read_targets(studies)
+    targets = read_targets(studies, {*drawn, *chain.from_iterable(drawn.values())})
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
-    prompts = render_supervised(
-        loaded, list(drawn), targets, features.n_tokens, training.get("max_report_tokens"), drawn
-    )
-    n_bytes = sum(p.n_labels for p in prompts) * loaded.width * torch.finfo(loaded.dtype).bits // 8
-    log.info("teacher states of %d queries, %.1f MB", len(prompts), n_bytes / 1e6)
-    if n_cut := sum(not p.complete for p in prompts):
+    uids, prompts = list(drawn), PromptStore(loaded.term_id)
+    for uid in uids:  # one by one into little memory
+        (prompt,) = render_supervised(
+            loaded, [uid], targets, features.n_tokens, training.get("max_report_tokens"), drawn
+        )
+        prompts.append(prompt)
+    lengths = [len(prompt.ids) for prompt in prompts]
+    n_planes = len(loaded.layers) if every_layer else 1
+    n_positions = sum(prompt.n_labels for prompt in prompts)
+    n_bytes = n_planes * n_positions * loaded.width * torch.finfo(loaded.dtype).bits // 8
+    log.info(
+        "the teacher's states%s at %d positions of %d queries: %.1f MB will be written, %.2f MB a query",
+        f" of {n_planes} layers" if every_layer else "", n_positions, len(uids), n_bytes / 1e6,
+        n_bytes / 1e6 / max(len(uids), 1),
+    )  # fmt: skip
+    if n_cut := sum(not prompt.complete for prompt in prompts):
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
     # Alike lengths share a batch, the longest first: too large a batch fails at once, not after hours.
-    keyed = sorted(zip(drawn, prompts, strict=True), key=lambda item: -len(item[1].ids))
+    order = sorted(range(len(uids)), key=lambda row: -lengths[row])
     size = backbone["batch"]["teacher"]
-    shared = loaded.share(prompts, features)
-    if shared:
-        log.info("all queries share their demonstrations: %d tokens are run once", shared.length)
-    with ShardWriter(out, record(backbone=backbone, training=training)) as writer:
-        for begin in progress(range(0, len(keyed), size), "teacher batches"):
-            batch = keyed[begin : begin + size]
+    made_by = fingerprint([made], [backbone["path"], studies, demonstrations, vision])
+    with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
+        writer.require(n_bytes, "datasets.*.pool.queries or training.max_report_tokens")
+        if len(writer):
+            log.info("going on: %d of %d queries are there", len(writer), len(uids))
+        shared = loaded.share(prompts, features)
+        if shared:
+            log.info("all queries share their demonstrations: %d tokens are run once", shared.length)
+        for begin in progress(range(0, len(order), size), "teacher batches"):
+            rows = order[begin : begin + size]
+            if all(uids[row] in writer for row in rows):
+                continue
             with explained_memory("backbones.*.batch.teacher"):
-                states = teacher_states(loaded, [prompt for _, prompt in batch], features, shared)
-            for (uid, prompt), of_query in zip(batch, states, strict=True):
+                states = states_of(loaded, [prompts[row] for row in rows], features, shared)
+            for row, of_query in zip(rows, states, strict=True):
                 if not of_query.isfinite().all():
-                    raise RuntimeError(f"the teacher's states of {uid} are not finite; try dtype: float32")
-                writer.add(uid, of_query, complete=prompt.complete)
+                    raise RuntimeError(f"the teacher's states of {uids[row]} are not finite; try dtype: float32")
+                if uids[row] not in writer:  # a kill can come between the shards of one batch
+                    writer.add(uids[row], of_query, complete=prompts[row].complete)

@@ -16,7 +16,7 @@ from dive.distillation.losses import token_cross_entropy
 
 def report_labels(prompt: Prompt) -> list[int]:
     """y_1 .. y_T of a supervised prompt, without TERM."""
-    return prompt.labels[: len(prompt.offsets)]
+    return prompt.labels[: prompt.report_length]
 
 
 def zero_shot_losses(
@@ -52,6 +52,6 @@ def relevance_of(
     if weights.get("source") == "surprisal":
         losses = zero_shot_losses(backbone, prompts, features, batch_size)
         return surprisal(
-            [of_one[: len(p.offsets)].numpy() for of_one, p in zip(losses, prompts, strict=True)], weights["exponent"]
+            [of_one[: p.report_length].numpy() for of_one, p in zip(losses, prompts, strict=True)], weights["exponent"]
         )
     return [None] * len(prompts)

@@ -71,8 +71,12 @@ class Prefixes:
                 log.info("prompt prefixes would take %.1f GB: they are recomputed in each step", expected / 1e9)
                 return
         for index, layer in enumerate(layers):
-            layer.keys = torch.cat([part.cache.layers[index].keys for part in parts])
-            layer.values = torch.cat([part.cache.layers[index].values for part in parts])
+            # Layer by layer, so that no more than one of them is in memory twice.
+            for name in ("keys", "values"):
+                whole = torch.cat([getattr(part.cache.layers[index], name) for part in parts])
+                for part in parts:
+                    setattr(part.cache.layers[index], name, None)
+                setattr(layer, name, whole)
         self._kept = Prefix(
             torch.cat([part.mask for part in parts]), torch.cat([part.next_position for part in parts]), parts[0].cache
         )

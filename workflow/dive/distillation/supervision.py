@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -14,11 +15,11 @@ from dive.backbones.prompts import Prompt
 
 def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
     """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
-    columns = pq.read_table(spans, columns=["study_uid", "start", "end"]).to_pydict()
+    wanted = pc.field("study_uid").isin(list(uids))
+    columns = pq.read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).to_pydict()
     found: dict[str, list[tuple[int, int]]] = {uid: [] for uid in uids}
     for uid, start, end in zip(columns["study_uid"], columns["start"], columns["end"], strict=True):
-        if uid in found:
-            found[uid].append((start, end))
+        found[uid].append((start, end))
     return [found[uid] for uid in uids]
 
 
@@ -38,35 +39,38 @@ class Supervision(NamedTuple):
     marked: np.ndarray
 
 
-def supervise(
-    prompt: Prompt,
-    spans: Sequence[tuple[int, int]],
-    report: str,
-    weights: Mapping[str, Any],
-    relevance: np.ndarray | None = None,
-    seed: int = 0,
-) -> Supervision:
-    """Weights of a report's labels from its decisive spans (characters) and ``methods.<name>.weights``.
+def mark_decisive(
+    prompt: Prompt, spans: Sequence[tuple[int, int]], report: str, weights: Mapping[str, Any], seed: int = 0
+) -> np.ndarray:
+    """The decisive tokens of a report (T,), bool.
 
     Args:
-        prompt: the report's prompt.
-        spans: of the annotator that the weights ask for.
+        prompt: the report's prompt, with offsets.
+        spans: characters, of the annotator that the weights ask for.
         report: the text.
-        weights: ``pathology``, ``eos`` and ``source``; ``random`` marks as many tokens at other places.
-        relevance: factor of each report token (T,) where the source is a statistic.
+        weights: ``methods.<name>.weights``; the source ``random`` marks as many tokens at other places.
         seed: of the random places.
     """
     marked = mark_tokens(prompt.offsets, spans, report)
-    if weights.get("source") == "random":
-        marked = permuted(marked, seed, prompt.images[-1])
+    return permuted(marked, seed, prompt.images[-1]) if weights.get("source") == "random" else marked
+
+
+def supervise(
+    marked: np.ndarray, complete: bool, weights: Mapping[str, Any], relevance: np.ndarray | None = None
+) -> Supervision:
+    """Weights of a report's labels.
+
+    Args:
+        marked: its decisive tokens (T,).
+        complete: whether TERM follows.
+        weights: ``pathology`` and ``eos`` of ``methods.<name>.weights``.
+        relevance: factor of each report token (T,) where their source is a statistic.
+    """
     pathology, eos = weights.get("pathology", 1.0), weights.get("eos", 1.0)
-    each = token_weights(marked, prompt.complete, pathology, eos, relevance)
-    sums = weight_sums(marked, prompt.complete, pathology, eos, relevance)
+    each = token_weights(marked, complete, pathology, eos, relevance)
+    sums = weight_sums(marked, complete, pathology, eos, relevance)
     return Supervision(
-        torch.tensor(each, dtype=torch.float32),
-        (sums["other"], sums["pathology"], sums["term"]),
-        prompt.complete,
-        marked,
+        torch.tensor(each, dtype=torch.float32), (sums["other"], sums["pathology"], sums["term"]), complete, marked
     )
 
 

@@ -6,13 +6,16 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from dive.backbones.loading import load_backbone
+from dive.backbones.loading import Backbone, load_backbone
+from dive.backbones.prompts import PromptStore
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
 from dive.distillation.cache import explained_memory, read_targets, render_supervised
@@ -20,7 +23,7 @@ from dive.distillation.examples import Examples
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.relevance import relevance_of
 from dive.distillation.student import Student
-from dive.distillation.supervision import Supervision, riskiest, spans_of, supervise
+from dive.distillation.supervision import Supervision, mark_decisive, riskiest, spans_of, supervise
 from dive.files import atomic_path
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of, record
@@ -147,11 +150,13 @@ class Run:
             done = Progress(0, [], [], math.inf, 0, {})
             self._validate(done)
         lengths = self.lengths[: len(self.queries)]
+        batches: list[list[int]] = []
         saved = time.monotonic()
         for step in progress(range(done.step, self.total_steps), "distillation steps"):
             epoch, within = divmod(step, self.steps_per_epoch)
-            batch = batches_of_epoch(lengths, self.method["batch_size"], self.seed, epoch)[within]
-            done.training.append([step + 1, epoch + 1, *self.step(batch, step)])
+            if not (batches and within):
+                batches = batches_of_epoch(lengths, self.method["batch_size"], self.seed, epoch)
+            done.training.append([step + 1, epoch + 1, *self.step(batches[within], step)])
             done.step = step + 1
             if within == self.steps_per_epoch - 1:
                 self._validate(done)
@@ -296,6 +301,30 @@ class Run:
         return done
 
 
+def render_marked(
+    backbone: Backbone,
+    studies: str,
+    spans: str,
+    uids: Sequence[str],
+    n_tokens: Mapping[str, int],
+    max_report_tokens: int | None,
+    weights: Mapping[str, Any],
+    seed: int,
+) -> tuple[PromptStore, list[np.ndarray]]:
+    """The students' prompts of some studies, and which tokens of their reports are decisive (T,), bool.
+
+    One by one, so that texts, offsets and lists of tokens are never all in memory; see ``render_supervised``
+    and ``mark_decisive``.
+    """
+    targets = read_targets(studies, uids)
+    prompts, marked = PromptStore(backbone.term_id), []
+    for uid, of_study in zip(uids, spans_of(spans, uids), strict=True):
+        (prompt,) = render_supervised(backbone, [uid], targets, n_tokens, max_report_tokens)
+        prompts.append(prompt)
+        marked.append(mark_decisive(prompt, of_study, targets[uid], weights, seed))
+    return prompts, marked
+
+
 def choose_scale(
     student: Student, supervision: Sequence[Supervision], n_queries: int, scales: Sequence[float]
 ) -> Progress:
@@ -402,22 +431,20 @@ def distill(
         log.info("only %d validation studies, %d were asked for", len(validation), training["validation_studies"])
     if not queries or not validation:
         raise ValueError(f"{pool}: {len(queries)} queries and {len(validation)} validation studies; both are needed")
-    targets = read_targets(studies)
+    uids = [*queries, *validation]
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
     decoder = loaded.layers
-    prompts = render_supervised(
-        loaded, [*queries, *validation], targets, features.n_tokens, training.get("max_report_tokens")
-    )
+    limit = training.get("max_report_tokens")
+    weights = method.get("weights", {})
+    prompts, marked = render_marked(loaded, studies, spans, uids, features.n_tokens, limit, weights, seed)
     if n_cut := sum(not prompt.complete for prompt in prompts):
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
-    uids = [*queries, *validation]
-    weights = method.get("weights", {})
     at_once = backbone["batch"]["training"]
     relevance = relevance_of(weights, prompts[: len(queries)], loaded, features, at_once) + [None] * len(validation)
     supervision = [
-        supervise(prompt, of_study, targets[uid], weights, relevant, seed)
-        for uid, prompt, of_study, relevant in zip(uids, prompts, spans_of(spans, uids), relevance, strict=True)
+        supervise(of_study, prompt.complete, weights, relevant)
+        for of_study, prompt, relevant in zip(marked, prompts, relevance, strict=True)
     ]
     states = [Shards(folder) for folder in teachers] if loss_settings["kd"] else [None]
     layer_states = Shards(layers) if layers is not None else None
@@ -429,13 +456,13 @@ def distill(
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     made_by = fingerprint(
         [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [studies, pool, spans, vision, *teachers, layers, demonstrations],
+        [backbone["path"], studies, pool, spans, vision, *teachers, layers, demonstrations],
     )
     if (fit := fit_of(method)) is not None:
         of_queries, shown = prompts[: len(queries)], None
         if demonstrations is not None:
             drawn = readable_demonstrations(demonstrations, studies, vision)["queries"]
-            limit = training.get("max_report_tokens")
+            targets = read_targets(studies, {*queries, *chain.from_iterable(drawn.values())})
             shown = render_supervised(loaded, queries, targets, features.n_tokens, limit, drawn)
         fit(intervention, Examples(loaded, queries, of_queries, features, at_once, seed, layer_states, shown))
     inside = look_inside(loaded.model, decoder) if intervention.acts_inside else None

@@ -46,7 +46,7 @@ class Steering:
         self._active = True
         self._mask: torch.Tensor | None = None
         self._rows: torch.Tensor | None = None
-        self._cached: dict[int, int | None] = {}
+        self._cached: dict[int, bool | None] = {}
         self._handles: list[Any] = []
         self._layers = [layers[index] for index in intervention.sites]
         _refuse_steered(self._layers)
@@ -103,7 +103,8 @@ class Steering:
         def hook(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
             # Found by what it can do: the argument's name and place differ between families and versions.
             caches = [value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")]
-            self._cached[index] = int(caches[0].get_seq_length(index)) if caches else None
+            # Only whether, not how much: torch.compile would make a graph for every length.
+            self._cached[index] = bool(caches[0].get_seq_length(index)) if caches else None
 
         return hook
 

@@ -10,7 +10,6 @@ unchanged, and when nobody listens any more it is the library's own again.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -82,7 +81,7 @@ class Heads:
         flat = tensor.reshape(-1, *tensor.shape[2:])
         return flat if self._rows is None else flat[self._rows]
 
-    @cached_property
+    @property
     def log_partition(self) -> torch.Tensor:
         """z = logsumexp_j(scaling q k_j) over the keys that the position attends to, (N, H), at least float32.
 
