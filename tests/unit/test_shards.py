@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -170,11 +171,13 @@ def test_atomic_path_replaces_files_and_folders_whole(tmp_path):
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
     living = os.getppid()
-    for name in (f".x.{gone}.tmp", f".x.{os.getpid()}.tmp", f".x.{living}.tmp", f".x.y.{gone}.tmp"):
+    here = platform.node()
+    others = [f".x.{here}.{living}.tmp", f".x.elsewhere.{gone}.tmp", f".x.y.{here}.{gone}.tmp"]
+    for name in (f".x.{here}.{gone}.tmp", f".x.{here}.{os.getpid()}.tmp", *others):
         (tmp_path / name).mkdir()
     with atomic_path(tmp_path / "x") as temporary:
         temporary.mkdir()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["x", f".x.{living}.tmp", f".x.y.{gone}.tmp"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["x", *others])
 
 
 def test_a_journal_drops_a_cut_line_and_another_makers_entries(tmp_path):

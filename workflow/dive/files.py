@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,15 +21,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (file or folder) that replaces it when the block ends without an error.
 
     A job that is killed half-way leaves no half-written output behind, and a reader never sees one. What SIGKILL lets
-    nobody remove, the next writer of the same path removes.
+    nobody remove, the next writer of the same path on the same machine removes: whether another machine's writer lives,
+    on a disk that they share, cannot be known.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = left.name[len(path.name) + 2 : -len(".tmp")]
+    start = f".{path.name}.{platform.node()}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        pid = left.name[len(start) : -len(".tmp")]
         if pid.isdecimal() and not _writes(int(pid)):
             _remove(left)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{start}{os.getpid()}.tmp")
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
