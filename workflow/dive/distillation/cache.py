@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
@@ -19,6 +18,8 @@ from dive.shards import ShardWriter
 
 def read_targets(studies: str) -> dict[str, str]:
     """Target report of every study of ``studies.parquet`` (two columns only: the table can be wide)."""
+    import pyarrow.parquet as pq
+
     table = pq.read_table(studies, columns=["study_uid", "target"])
     return dict(zip(table["study_uid"].to_pylist(), table["target"].to_pylist(), strict=True))
 

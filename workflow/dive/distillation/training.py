@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from dive.backbones.loading import load_backbone
@@ -333,6 +332,8 @@ def peak_memory() -> float:
 
 def _dataset_of(studies: str) -> str:
     """The dataset's name, as the studies table keeps it."""
+    import pyarrow.parquet as pq
+
     return (pq.read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
 
 
