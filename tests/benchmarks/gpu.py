@@ -7,6 +7,7 @@ shrunken shapes on the CPU, which shows that it works and no more. ``make bench-
 """
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from dive.backbones.loading import Backbone
 from dive.distillation.student import Student
 from dive.distillation.training import Run, peak_memory
 from dive.generation import decode_batch
@@ -51,6 +51,7 @@ from tests.benchmarks.tables import (
 )
 
 BACKBONES = {"medgemma-4b": MEDGEMMA_4B, "lingshu-7b": LINGSHU_7B}
+DTYPE = torch.bfloat16
 STEERINGS = {
     "rank 16": METHOD,
     "static": {**METHOD, "rank": 0},
@@ -59,10 +60,10 @@ STEERINGS = {
 }
 
 
-def product_rate(device: str, dtype: torch.dtype) -> float:
+def product_rate(device: str) -> float:
     """Operations a second of a large matrix product: the best of ten."""
     side = 8192 if device == "cuda" else 512
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPE) for _ in range(2))
     return 2 * side**3 / min(in_turns(10, {"": timed(lambda: a @ b)})[""])
 
 
@@ -100,8 +101,7 @@ class Bench:
 
     def __init__(self, name: str, shape: Shape, device: str, batch: int, length: int, folder: Path) -> None:
         self.name, self.shape, self.batch, self.length = name, shape, batch, length
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.backbone: Backbone = random_backbone(shape, device, self.dtype)
+        self.backbone = random_backbone(shape, device, DTYPE)
         self.study = draw_study(shape, batch, length)
         self.features = draw_features(shape, self.backbone, self.study.queries)
         self.prompts = self.study.render(self.backbone)
@@ -110,7 +110,7 @@ class Bench:
         with ShardWriter(folder, {}) as writer:
             for uid, prompt in zip(self.study.queries, self.prompts, strict=True):
                 states = torch.randn(prompt.n_labels, shape.width, generator=generator)
-                writer.add(uid, states.to(self.dtype))
+                writer.add(uid, states.to(DTYPE))
         self.teacher = Shards(folder)
 
     def build(self, method: dict) -> Intervention:
@@ -139,7 +139,7 @@ class Bench:
         seconds = {way: [statistics.median(times) for times, _ in of_way] for way, of_way in found.items()}
         kept, recomputed = (found[way][0][1] for way in ("rank 16", "recomputed"))
         apart = max(abs(a - b) / abs(a) for a, b in zip(kept, recomputed, strict=True))
-        assert apart <= (1e-4 if self.dtype == torch.float32 else 2e-2), f"losses {kept} and {recomputed}"
+        assert apart <= 2e-2, f"losses {kept} and {recomputed}"
         lengths = [prompt.n_labels for prompt in self.prompts]
         prefix = self.prompts[0].prompt_length - 1
         achieved = operations(self.shape, lengths, prefix) / statistics.median(seconds["rank 16"])
@@ -178,8 +178,8 @@ class Bench:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
             def read(states: Shards) -> None:
-                total = sum(float(states[key].to(self.backbone.device).float().sum()) for key in states)
-                assert total == total, "states that are no numbers"
+                total = sum(states[key].to(self.backbone.device).float().sum() for key in states)
+                assert total.isfinite(), "states that are no numbers"
 
             states = Shards(folder)
             first, again = timed(lambda: read(states))(), timed(lambda: read(states))()
@@ -227,7 +227,7 @@ def measure(name: str, shape: Shape, device: str, batch: int, length: int, repet
     words = f"{name}, {shape.parameters / 1e9:,.2f} billion parameters" if device == "cuda" else f"{name}, shrunken"
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(words, shape, device, batch, length, Path(folder) / "teacher")
-        yield from bench.training(product_rate(device, bench.dtype), repetitions)
+        yield from bench.training(product_rate(device), repetitions)
         yield from bench.decoding(64 if device == "cuda" else 4, repetitions)
 
 
@@ -254,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begin = time.perf_counter()
         rows += measure(name, shape, device, min(given.batch, 16 if device == "cuda" else 4), length, 3)
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+        gc.collect()  # the memory of the next one is its own
     words = f"python -m tests.benchmarks.gpu {' '.join(names)} --batch {given.batch} --length {given.length}"
     block = f"{made_by(words, torch.cuda.get_device_name() if device == 'cuda' else processor())}\n\n{table(rows)}"
     print(block)

@@ -98,7 +98,8 @@ from tests.benchmarks.gpu import main
 main([])
 """
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root / "workflow"), "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join([str(root / "workflow"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
