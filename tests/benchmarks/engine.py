@@ -55,8 +55,8 @@ EPOCHS = 10  # over which building the caches is spread
 
 def described(shape: Shape) -> str:
     """A shape in a few words."""
-    name = {SMALL: "paper's images", WORLD: "the world's"}.get(shape, shape.family)
-    return f"{name}: {shape.image_tokens} tokens an image, width {shape.width}, {shape.layers} layers"
+    name = {SMALL: "paper", WORLD: "world"}.get(shape, shape.family)
+    return f"{name}: {shape.image_tokens} tokens an image, d = {shape.width}, L = {shape.layers}"
 
 
 def training(quick: bool) -> Iterator[Row]:
@@ -231,16 +231,17 @@ def write_training(folder: Path, shape: Shape, n_queries: int, length: int) -> N
 
 
 def train_alone(folder: Path) -> None:
-    """Run ``distill`` on ``write_training``'s files; prints anonymous and whole peak memory in MiB, and steps."""
-    import resource
+    """Run ``distill`` on ``write_training``'s files; prints peak anonymous and resident memory in MiB, and steps."""
 
-    peak = [0.0]
+    def kilobytes(field: str) -> int:
+        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
+
+    peak = [0]
     done = threading.Event()
 
-    def watch() -> None:
+    def watch() -> None:  # the kernel keeps no peak of anonymous memory
         while not done.wait(0.02):
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-            peak[0] = max(peak[0], int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
+            peak[0] = max(peak[0], kilobytes("RssAnon"))
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -250,7 +251,8 @@ def train_alone(folder: Path) -> None:
         done.set()
         watching.join()
     steps = len((folder / "out" / "training.csv").read_text(encoding="utf-8").splitlines()) - 1
-    print(json.dumps([peak[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, steps]))
+    # Not ru_maxrss, which also knows the process that started this one.
+    print(json.dumps([peak[0] / 1024, kilobytes("VmHWM") / 1024, steps]))
 
 
 def memory(quick: bool) -> Iterator[Row]:
@@ -303,29 +305,27 @@ def growth(quick: bool) -> Iterator[Row]:
     def at_width(d: int) -> Shape:
         return replace(base, width=d, mlp=4 * d, heads=d // 64, kv_heads=d // 128, head_dim=64)
 
-    ladders: list[tuple[str, str, list[int], list[tuple[Shape, int, int]]]] = []
-    for what, words, sizes, at in (
-        ("an epoch", "queries N", [8, 16] if quick else [64, 256, 1024, 4096], lambda n: (WORLD, n, 24)),
-        ("a step", "report tokens T", [4, 8] if quick else [32, 64, 128, 256, 512], lambda t: (base, 4, t)),
-        ("a step", "layers L", [1, 2] if quick else [3, 6, 12, 24], lambda n: (replace(base, layers=n), 4, length)),
-        ("a step", "width d", [128, 256] if quick else [128, 256, 512, 1024], lambda d: (at_width(d), 4, length)),
-    ):
-        ladders.append((what, words, sizes, [at(size) for size in sizes]))
-    for what, words, sizes, settings in ladders:
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    ladders = {
+        "queries N": {n: (WORLD, n, 24) for n in ((8, 16) if quick else (64, 256, 1024, 4096))},
+        "report tokens T": {t: (base, 4, t) for t in ((4, 8) if quick else (32, 64, 128, 256, 512))},
+        "layers L": {n: (replace(base, layers=n), 4, length) for n in ((1, 2) if quick else (3, 6, 12, 24))},
+        "width d": {d: (at_width(d), 4, length) for d in ((128, 256) if quick else (128, 256, 512, 1024))},
+    }
+    for words, settings in ladders.items():
+        what, repetitions = ("an epoch", 1) if words == "queries N" else ("a step", 1 if quick else 5)
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             ways = {
-                str(size): stack.enter_context(ready(*setting, folder))
-                for size, setting in zip(sizes, settings, strict=True)
+                str(size): timed(stack.enter_context(ready(*setting, Path(folder))))
+                for size, setting in settings.items()
             }
             if what == "a step":
                 in_turns(1, ways)
-            found = in_turns(1 if quick or what == "an epoch" else 5, {k: timed(way) for k, way in ways.items()})
-        medians = [statistics.median(found[str(size)]) for size in sizes]
-        slope = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+            medians = [statistics.median(seconds) for seconds in in_turns(repetitions, ways).values()]
+        slope = np.polyfit(np.log(list(settings)), np.log(medians), 1)[0]
         yield Row(
-            f"growth of {what} with {words}: exponent", described(settings[0][0]), ", ".join(f"{n:,}" for n in sizes),
-            ", ".join(f"{1000 * t:,.0f}" for t in medians) + " ms", "", float(slope), "", "",
+            f"growth of {what} with {words}: exponent", described(next(iter(settings.values()))[0]),
+            ", ".join(f"{size:,}" for size in settings), ", ".join(f"{1000 * t:,.0f}" for t in medians) + " ms", "",
+            float(slope), "", "",
         )  # fmt: skip
 
 
