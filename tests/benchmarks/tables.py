@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from dive.reporting.readme import fill
-
 HEADER = ("measure", "backbone", "setting", "engine", "compared with", "ratio", "wanted", "asserted in the run")
 
 
@@ -98,6 +96,14 @@ def processor() -> str:
 
 
 def put(path: str, marker: str, block: str) -> None:
-    """Put a block of Markdown between the markers ``<!-- marker -->`` of a file."""
-    file = Path(path)
-    file.write_text(fill(file.read_text(encoding="utf-8"), {marker: block}), encoding="utf-8")
+    """Put a block of Markdown between ``<!-- marker -->`` and ``<!-- /marker -->`` of a file, which has other blocks.
+
+    Raises:
+        ValueError: the file has no such pair of markers, or several.
+    """
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    text = Path(path).read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} needs one pair of markers {begin.strip()} and {end}")
+    head, _, rest = text.partition(begin)
+    Path(path).write_text(f"{head}{begin}{block}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
