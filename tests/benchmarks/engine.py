@@ -51,6 +51,7 @@ from tests.benchmarks.models import (
 from tests.benchmarks.tables import Row, in_turns, made_by, milliseconds, processor, put, rate, ratio_of, table, timed
 
 EPOCHS = 10  # over which building the caches is spread
+BATCH = 16  # queries a step where memory is measured
 
 
 def described(shape: Shape) -> str:
@@ -186,7 +187,7 @@ def decode(
         return Timed(time.perf_counter() - begin, reports)
 
 
-def write_training(folder: Path, shape: Shape, n_queries: int, length: int) -> None:
+def write_training(folder: Path, shape: Shape, n_queries: int, length: int, epochs: int) -> None:
     """All files that ``distill`` reads, with random features and states, and ``arguments.json``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -217,13 +218,13 @@ def write_training(folder: Path, shape: Shape, n_queries: int, length: int) -> N
     groups = {"queries": study.queries[:n_queries], "validation": study.queries[n_queries:]}
     write_json(folder / "pool", {**groups, "demonstrations": [], "test": []})
     files = ("studies", "pool", "spans", "vision", "teacher")
-    settings = {"path": str(folder / "model"), "dtype": "float32", "device": "cpu", "batch": {"training": 16}}
+    settings = {"path": str(folder / "model"), "dtype": "float32", "device": "cpu", "batch": {"training": BATCH}}
     write_json(
         folder / "arguments.json",
         {
             **{name: str(folder / name) for name in (*files, "out", "checkpoint")},
             "backbone": {**settings, "instruction": backbone.prompts.instruction},
-            "method": {**METHOD, "batch_size": 16},
+            "method": {**METHOD, "batch_size": BATCH, "epochs": epochs},
             # What is kept of prompt prefixes is bounded by a setting of its own.
             "training": {"max_report_tokens": None, "validation_studies": n_validation, "prefix_cache_gb": 0},
             "seed": 0,
@@ -257,16 +258,21 @@ def train_alone(folder: Path) -> None:
 
 
 def memory(quick: bool) -> Iterator[Row]:
-    """Peak memory of one whole training job, from few to many queries, each in a process of its own."""
+    """Peak memory of one whole training job, from few to many queries, each in a process of its own.
+
+    Fewer queries are trained on for more epochs: in its first 200 steps a process keeps memory for what comes again.
+    """
     counts, length, shape = ([8, 32], 8, shrunk(WORLD)) if quick else ([100, 1000, 10_000], 24, WORLD)
     found = []
     for count in counts:
+        steps_per_epoch = math.ceil(count / BATCH)
+        epochs = 1 if quick else math.ceil(200 / steps_per_epoch)
         with tempfile.TemporaryDirectory() as name:
-            write_training(Path(name), shape, count, length)
+            write_training(Path(name), shape, count, length, epochs)
             command = [sys.executable, "-m", "tests.benchmarks.engine", "--train-in", name]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             anonymous, whole, steps = json.loads(answer.splitlines()[-1])
-            assert steps == math.ceil(count / 16), f"{steps} steps for {count} queries"
+            assert steps == steps_per_epoch * epochs, f"{steps} steps for {count} queries"
             found.append((anonymous, whole))
     for index, words in enumerate(("anonymous", "resident, mapped shards included")):
         sizes = [peaks[index] for peaks in found]
