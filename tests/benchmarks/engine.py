@@ -71,7 +71,7 @@ def training(quick: bool) -> Iterator[Row]:
             vision = Path(folder) / "vision"
             seconds = epochs.build_vision(vision)
             for k in shots:
-                yield from compare(epochs, k, vision, seconds, 1 if quick else 3)
+                yield from compare(epochs, k, vision, seconds, repetitions=1 if quick or k > 8 else 3)
 
 
 def compare(epochs: Epochs, k: int, vision: Path, vision_seconds: float, repetitions: int) -> Iterator[Row]:
