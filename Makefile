@@ -22,7 +22,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show pdf check-data bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
+.PHONY: help install reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
 	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
+	@echo "make bench       the engine against the loops that it replaces, into BENCHMARKS.md (ten minutes on two idle cores)"
+	@echo "make bench-gpu   the same engine on random models of MedGemma-4B's and Lingshu-7B's shapes, on a GPU"
 	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
 	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
@@ -67,6 +69,12 @@ show: install
 
 check-data: install
 	@python -m dive.data.check $(OPTIONS)
+
+bench: install
+	python -m tests.benchmarks.engine --out BENCHMARKS.md
+
+bench-gpu: install
+	python -m tests.benchmarks.gpu --out BENCHMARKS.md
 
 bench-data: install
 	python -m tests.benchmarks.data

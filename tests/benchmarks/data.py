@@ -3,7 +3,7 @@
     python -m tests.benchmarks.data [--shares 0.25 0.5 1] [--layouts mimic_cxr chexpert_plus] [--folder FOLDER]
 
 A tree of each share of the official size is written, and each stage runs on it in a process of its own. Wall and CPU
-seconds and peak resident memory are printed as a table; the tables of the last runs are in tests/benchmarks/README.md.
+seconds and peak resident memory are printed as a table; the table of the last run is in BENCHMARKS.md.
 """
 
 import argparse

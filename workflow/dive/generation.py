@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
@@ -13,7 +12,6 @@ from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt, PromptStore
 from dive.backbones.shared import Shared, SharedLayer
 from dive.backbones.vision import BLANK, VisionFeatures
-from dive.data.generations import write_generations
 from dive.data.readable import readable_demonstrations, readable_pool
 from dive.devices import explained_memory
 from dive.files import Journal
@@ -211,6 +209,10 @@ def generate_reports(
         out: parquet with a row a study: study_uid, patient_uid, report, n_tokens, stopped.
         partial: JSON Lines file outside the declared outputs.
     """
+    import pyarrow.parquet as pq
+
+    from dive.data.generations import write_generations
+
     table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
@@ -21,6 +19,9 @@ from dive.shards import ShardWriter
 
 def read_targets(studies: str, uids: Iterable[str] | None = None) -> dict[str, str]:
     """Target report of the studies in ``uids``, or of all, from ``studies.parquet``, which can be wide and long."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     wanted = None if uids is None else pc.field("study_uid").isin(list(uids))
     table = pq.read_table(studies, columns=["study_uid", "target"], filters=wanted)
     return dict(zip(table["study_uid"].to_pylist(), table["target"].to_pylist(), strict=True))

@@ -26,6 +26,13 @@ class Losses(NamedTuple):
     distillation: torch.Tensor
 
 
+def _log_softmax_at(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / tau), float32."""
+    if temperature != 1:
+        logits = logits.float() / temperature
+    return F.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
 class _ThroughFrozenHead(torch.autograd.Function):
     """Loss of states through the head, whose gradient with respect to the states is computed in the same pass.
 
@@ -53,22 +60,28 @@ class _ThroughFrozenHead(torch.autograd.Function):
             with torch.set_grad_enabled(gradient is not None):
                 states = student[part].detach().requires_grad_(gradient is not None)
                 logits = head(states)
-            scores = logits.detach().float()
-            log_p = F.log_softmax(scores, dim=-1)
+            # A vocabulary's numbers a position are most of the work beside the head: in place where that can be.
+            log_p = log_r = F.log_softmax(logits.detach(), dim=-1, dtype=torch.float32)
             sums[0] -= float((weight * log_p.gather(1, label)).sum())
-            # d(-w log p_y)/d(logits) = w (p - 1_y)
-            slope = (ce_factor * weight) * log_p.exp()
-            slope.scatter_add_(1, label, -ce_factor * weight)
+            q = None
             if teacher is not None:
-                log_q = F.log_softmax(head(teacher[part]).float() / temperature, dim=-1)
+                log_q = _log_softmax_at(head(teacher[part]), temperature)
                 q = log_q.exp()
                 if temperature != 1:
-                    log_p = F.log_softmax(scores / temperature, dim=-1)
-                sums[1] += temperature**2 * float((q * (log_q - log_p)).sum())
-                # d(tau^2 KL)/d(logits) = tau (p - q), both at temperature tau
-                slope += (kd_factor * temperature) * (log_p.exp() - q)
-            if gradient is not None:
-                (gradient[part],) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
+                    log_r = _log_softmax_at(logits.detach(), temperature)
+                sums[1] += temperature**2 * float(torch.linalg.vecdot(q, log_q.sub_(log_r)).sum())
+            if gradient is None:
+                continue
+            # d(-w log p_y)/d(logits) = w (p - 1_y), and d(tau^2 KL)/d(logits) = tau (r - q), where r is p at tau
+            if q is None:
+                slope = log_p.exp_().mul_(ce_factor * weight)
+            elif log_r is log_p:
+                slope = log_p.exp_().mul_(ce_factor * weight + kd_factor).sub_(q, alpha=kd_factor)
+            else:
+                slope = log_p.exp_().mul_(ce_factor * weight)
+                slope.add_(log_r.exp_().sub_(q), alpha=kd_factor * temperature)
+            slope.scatter_add_(1, label, -ce_factor * weight)
+            (gradient[part],) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
         ctx.save_for_backward(gradient)
         ce, kd = sums.to(student.device, torch.float32).unbind()
         ctx.mark_non_differentiable(ce, kd)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dive.backbones.loading import Backbone, Batch, ImageFeatures
 from dive.backbones.prompts import Prompt
-from dive.distillation.cache import explained_memory, predicting_mask
+from dive.devices import explained_memory
+from dive.distillation.cache import predicting_mask
 from dive.distillation.losses import token_cross_entropy
 from dive.distillation.supervision import Supervision
 from dive.progress import log

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from dive.annotation.alignment import mark_tokens
@@ -15,6 +13,9 @@ from dive.backbones.prompts import Prompt
 
 def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
     """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     wanted = pc.field("study_uid").isin(list(uids))
     columns = pq.read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).to_pydict()
     found: dict[str, list[tuple[int, int]]] = {uid: [] for uid in uids}

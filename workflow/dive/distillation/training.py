@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from dive.backbones.loading import Backbone, load_backbone
 from dive.backbones.prompts import PromptStore
 from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.distillation.cache import explained_memory, read_targets, render_supervised
+from dive.devices import explained_memory
+from dive.distillation.cache import read_targets, render_supervised
 from dive.distillation.examples import Examples
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.relevance import relevance_of
@@ -362,6 +362,8 @@ def peak_memory() -> float:
 
 def _dataset_of(studies: str) -> str:
     """The dataset's name, as the studies table keeps it."""
+    import pyarrow.parquet as pq
+
     return (pq.read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
 
 
