@@ -278,7 +278,7 @@ class Run:
                     "adapter": self.intervention.state_dict(),
                     "optimiser": self.optimiser.state_dict(),
                     "random": torch.get_rng_state(),
-                    "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                    "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
                 },
                 temporary,
             )
@@ -294,8 +294,8 @@ class Run:
         self.intervention.load_state_dict(saved["adapter"])
         self.optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random"])
-        if saved["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        if saved["random_cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(saved["random_cuda"])  # of the present GPU: a resumed job may have got another one
         done = Progress(**saved["progress"])
         log.info("resuming after step %d of %d", done.step, self.total_steps)
         return done
