@@ -6,12 +6,12 @@ import sys
 from itertools import product
 
 from dive.annotation.scispacy import needed_files
-from dive.config import SPANS as ANNOTATORS, STATISTICS, ConfigError
-from dive.config import annotators_used, draws, reads_demonstrations, reads_layers, resolve
+from dive.config import ConfigError, annotators_used, resolve
 from dive.data.roots import check_root
 from dive.scores.assets import absent_graphs, absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
 from dive.reporting.ablations import contrasts_of
+from dive.settings import SPANS as ANNOTATORS, STATISTICS, draws, reads_demonstrations, reads_layers
 
 # A job asks nothing of the network and tells it nothing; HF_HUB_OFFLINE=0 lets a first run download a backbone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from dive.config import Config, ConfigError, json_schema, overlay, resolve
+from dive.config import ConfigError, json_schema, overlay, resolve
+from dive.settings import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 

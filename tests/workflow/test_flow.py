@@ -49,6 +49,7 @@ def test_scripts_are_thin(path: Path) -> None:
     assert len(ours) == 2
     assert "dive.progress" in ours
     assert "dive.config" not in text
+    assert "dive.settings" not in text
 
 
 def test_the_top_level_holds_what_the_design_lists() -> None:

@@ -153,7 +153,7 @@ def test_a_method_s_module_reruns_that_method(project: Project) -> None:
 def test_editing_any_method_s_module_reruns_that_method_alone(fresh: Project) -> None:
     """For every steering module: the code version that its own jobs depend on changes, and no other method's."""
     ask = (
-        "import json; from dive.config import SAID; from dive.provenance import code_version; "
+        "import json; from dive.settings import SAID; from dive.provenance import code_version; "
         "print(json.dumps({m: [code_version(f'scripts/{s}.py', f'dive.steering.{m}') "
         "for s in ('distill', 'generate')] for m in SAID}))"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dive.config import draws, reads_demonstrations, reads_layers
+from dive.settings import draws, reads_demonstrations, reads_layers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

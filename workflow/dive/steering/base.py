@@ -31,7 +31,7 @@ class Intervention(nn.Module):
 
     A method is one module of this package (``dive/steering/<module>.py``) with a function
     ``build(n_layers, width, method, seed) -> Intervention`` and a literal ``OPTIONS`` that says which settings of its
-    own it reads (``dive.config``); it is found by name, so no registry imports it. One that acts inside attention has
+    own it reads (``dive.settings``); it is found by name, so no registry imports it. One that acts inside attention has
     ``build(n_layers, width, method, seed, shape)`` with the attention's shape. See docs/adding-a-method.md.
 
     Args:
