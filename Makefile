@@ -1,6 +1,7 @@
 # `make reproduce` goes from a bare machine to the paper's main table, `make test` from a bare machine to the tests.
 #
 #   TORCH_INDEX=<url> make reproduce    takes torch from another index, for example one of CPU builds
+#   EXPERIMENTS=ablations make reproduce                               runs that grid of config.yaml in place of main
 #   CORES=2 make reproduce                                             uses fewer cores than there are
 #   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
 
@@ -15,9 +16,10 @@ TORCH_INDEX ?=
 TEST_WORKERS ?= 2
 DOWNLOAD ?=
 ASSETS ?=
+EXPERIMENTS ?=
 
 BIN := $(VENV)/bin
-EXPERIMENTS ?= main
+CHOSEN := $(if $(EXPERIMENTS),--config 'experiments=[$(EXPERIMENTS)]')
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -61,11 +63,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
 install: $(VENV)/.installed
 
 reproduce: install
-	snakemake --cores $(CORES) --no-hooks --quiet reason host $(OPTIONS)
+	snakemake --cores $(CORES) --no-hooks --quiet reason host $(CHOSEN) $(OPTIONS)
 	@$(MAKE) --no-print-directory show
 
 show: install
-	@python -m dive.reporting.summary results $(EXPERIMENTS)
+	@python -m dive.reporting.summary results $(or $(EXPERIMENTS),main)
 
 check-data: install
 	@python -m dive.data.check $(OPTIONS)
@@ -126,7 +128,7 @@ schema: install
 	python -m dive.config > workflow/schemas/config.schema.json
 
 readme: install
-	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results $(EXPERIMENTS) README.md docs/results.md
+	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results $(or $(EXPERIMENTS),main) README.md docs/results.md
 
 lock: install
 	{ grep '^#' requirements.lock; python -m pip freeze --all --exclude-editable \

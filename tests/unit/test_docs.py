@@ -30,13 +30,20 @@ def test_every_named_method_and_module_exists() -> None:
 
 
 def test_documents_are_filled_between_markers() -> None:
-    text = "a\n<!-- table -->\nold\n<!-- /table -->\nb\n<!-- costs -->\n<!-- /costs -->\n"
-    filled = fill(text, {"table": "new \\1\n", "costs": "x", "rules": "unused"})
-    assert filled == "a\n<!-- table -->\nnew \\1\n<!-- /table -->\nb\n<!-- costs -->\nx\n<!-- /costs -->\n"
-    assert fill(filled, {"table": "new \\1", "costs": "x"}) == filled
-    for broken in ("<!-- table -->\n", "<!-- other -->\n<!-- /other -->\n"):
-        with pytest.raises(ValueError, match="markers"):
-            fill(broken, {"table": ""})
+    text = "a\n<!-- table -->\nold\n<!-- /table -->\nb\n<!-- costs -->\nkept\n<!-- /costs -->\n"
+    filled = fill(text, {"table": "new \\1\n", "rules": "unused"})
+    assert filled == "a\n<!-- table -->\nnew \\1\n<!-- /table -->\nb\n<!-- costs -->\nkept\n<!-- /costs -->\n"
+    assert fill(filled, {"table": "new \\1"}) == filled
+    with pytest.raises(ValueError, match="pairs"):
+        fill("<!-- table -->\n", {"table": ""})
+
+
+def test_every_marker_is_a_block_of_a_run() -> None:
+    grids = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["grids"]
+    known = {"rules", "table", "setting", "verdicts", "claims", "acceptance", "costs"}
+    known |= {name for grid in grids for name in (grid, f"{grid}_verdicts")}
+    for document in ("README.md", "docs/results.md"):
+        assert set(re.findall(r"<!-- (\w+) -->", (ROOT / document).read_text(encoding="utf-8"))) <= known
 
 
 def test_verdicts_are_the_claims_without_their_settings(tmp_path) -> None:

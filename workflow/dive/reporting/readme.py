@@ -13,17 +13,17 @@ from dive.reporting.tables import format_table
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """Replace what stands between every ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``.
+    """Replace what stands between every ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``, if there is one.
 
     Raises:
-        ValueError: a marker has no partner, or names no block.
+        ValueError: a marker has no partner.
     """
     opened, closed = (sorted(re.findall(rf"<!-- {slash}(\w+) -->", text)) for slash in ("", "/"))
-    if opened != closed or not set(opened) <= set(blocks):
-        raise ValueError(f"markers are {opened} and {closed}; they come in pairs and name one of {sorted(blocks)}")
+    if opened != closed:
+        raise ValueError(f"markers come in pairs, but they are {opened} and {closed}")
     return re.sub(
-        r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)",
-        lambda match: f"{match[1]}{blocks[match[2]].rstrip()}\n{match[3]}",
+        r"(<!-- (\w+) -->\n)(.*?)(<!-- /\2 -->)",
+        lambda match: f"{match[1]}{blocks[match[2]].rstrip()}\n{match[4]}" if match[2] in blocks else match[0],
         text,
         flags=re.DOTALL,
     )
@@ -61,19 +61,27 @@ def verdicts(path: Path) -> str:
     )
 
 
-def main(results: str, experiment: str, documents: Sequence[str], mermaid: str) -> None:
-    """Fill the blocks rules, table, setting, claims, verdicts, acceptance and costs from a folder of results."""
-    folder = Path(results)
+def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
+    """What a folder of results gives: the blocks of the main experiment, or ``<experiment>`` and its verdicts."""
     table = str(folder / "tables" / f"{experiment}.csv")
-    blocks = {
+    judged = folder / "tables/claims.md"
+    whole = f"```\n{format_table(table).strip()}\n```"
+    if experiment != "main":
+        return {experiment: whole, f"{experiment}_verdicts": verdicts(judged)}
+    return {
         "rules": rule_graph(mermaid),
-        "table": f"```\n{format_table(table).strip()}\n```",
+        "table": whole,
         "setting": f"```\n{format_table(table, settings=1).strip()}\n```",
-        "verdicts": verdicts(folder / "tables/claims.md"),
-        "claims": claims(folder / "tables/claims.md"),
+        "verdicts": verdicts(judged),
+        "claims": claims(judged),
         "acceptance": acceptance(folder / "world/acceptance.json"),
         "costs": (folder / "costs/rules.md").read_text(encoding="utf-8"),
     }
+
+
+def main(results: str, experiment: str, documents: Sequence[str], mermaid: str) -> None:
+    """Fill the blocks of the documents that a run of one experiment gives; the others stay."""
+    blocks = blocks_of(Path(results), experiment, mermaid)
     for document in documents:
         text = fill(Path(document).read_text(encoding="utf-8"), blocks)
         with atomic_path(document) as temporary:
