@@ -549,7 +549,7 @@ def test_epochs_alternate_between_the_draws_of_demonstrations(world, tmp_path, m
     rows = rows_of(world.distill("still", still, teacher=[world.teacher, second]) / "training.csv")
     lengths = [prompt.n_labels for prompt in world.prompts[: len(world.study.members["queries"])]]
     expected = [mean_divergence(world, world.teacher), mean_divergence(world, second)]
-    assert abs(expected[0] - expected[1]) > 0.01 * expected[0]
+    assert abs(expected[0] - expected[1]) > 0.001 * expected[0]  # ten times what is told apart below
     for epoch in range(5):
         of_epoch = [row for row in rows if row["epoch"] == epoch + 1]
         assert sum(row["tokens"] for row in of_epoch) == sum(lengths)
