@@ -16,8 +16,9 @@ from dive.steering.attention import look_inside
 from dive.steering.base import build_intervention, fit_of
 from dive.steering.dive import BANK, drawn_by
 from dive.steering.icv import direction
-from tests.unit.test_distillation import DIVE, World, awake, plain_hidden, rows_of
+from tests.unit.test_distillation import World, awake, plain_hidden, rows_of
 from tests.unit.tiny_models import FAMILIES
+from tests.unit.tiny_study import DIVE
 
 TASK_VECTOR = {"module": "task_vector", "layers": "all", "positions": "answer", "scales": [0.5, 1.0]}
 ICV = {"module": "icv", "layers": "all", "positions": "answer", "scales": [0.1]}

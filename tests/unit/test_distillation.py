@@ -24,19 +24,8 @@ from dive.steering.adapters import load_adapter
 from dive.steering.attach import Steering
 from dive.steering.base import build_intervention
 from tests.unit.tiny_models import FAMILIES
-from tests.unit.tiny_study import TRAINING, write_study
+from tests.unit.tiny_study import DIVE, TRAINING, write_study
 
-DIVE = {
-    "module": "dive",
-    "rank": 4,
-    "layers": "all",
-    "positions": "answer",
-    "weights": {"pathology": 3, "eos": 10},
-    "loss": {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0},
-    "optimiser": {"lr": 1e-2, "weight_decay": 1e-3, "warmup": 0.1, "clip": 1.0},
-    "epochs": 3,
-    "batch_size": 4,
-}
 LIVE = {
     **DIVE,
     "module": "live",
@@ -542,14 +531,15 @@ def mean_divergence(world, teacher):
 
 def test_epochs_alternate_between_the_draws_of_demonstrations(world, tmp_path, monkeypatch):
     redrawn, second = tmp_path / "redrawn.json", str(tmp_path / "teacher-draw1")
-    redrawn.write_text(json.dumps({"queries": {uid: shown[::-1] for uid, shown in world.study.drawn.items()}}))
+    # Of another number, so that the two teachers are surely far apart.
+    redrawn.write_text(json.dumps({"queries": {uid: shown[:1] for uid, shown in world.study.drawn.items()}}))
     cache_teacher(world.settings, world.study.studies, str(redrawn), world.study.vision, world.training, second)
     # At rate 0 the student stays zero-shot, so that a step's divergence tells its teacher.
     still = {**DIVE, "optimiser": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 5, "batch_size": 3}
     rows = rows_of(world.distill("still", still, teacher=[world.teacher, second]) / "training.csv")
     lengths = [prompt.n_labels for prompt in world.prompts[: len(world.study.members["queries"])]]
     expected = [mean_divergence(world, world.teacher), mean_divergence(world, second)]
-    assert abs(expected[0] - expected[1]) > 0.001 * expected[0]  # ten times what is told apart below
+    assert abs(expected[0] - expected[1]) > 0.1 * expected[0]
     for epoch in range(5):
         of_epoch = [row for row in rows if row["epoch"] == epoch + 1]
         assert sum(row["tokens"] for row in of_epoch) == sum(lengths)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from tests.unit.tiny_models import REPORTS, image, settings, write_tiny
+from tests.unit.tiny_study import DIVE
 
 POOL = {
     "queries": [f"q{i}" for i in range(6)],
@@ -28,20 +29,15 @@ POOL = {
     "test": [f"t{i}" for i in range(6)],
 }
 LORA = {  # draws dropout in every step, so that the state of the generator has to be restored too
+    **DIVE,
     "module": "lora",
     "rank": 2,
     "like_dive": 0,
     "alpha": 4,
     "dropout": 0.2,
-    "layers": "all",
     "positions": "all",
     "weights": {"pathology": 1, "eos": 1},
-    "loss": {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0},
-    "optimiser": {"lr": 1e-2, "weight_decay": 1e-3, "warmup": 0.1, "clip": 1.0},
-    "epochs": 3,
-    "batch_size": 4,
 }
-DIVE = {**LORA, "module": "dive", "rank": 4, "positions": "answer", "weights": {"pathology": 3, "eos": 10}}
 MEASURED = ("seconds", "tokens_per_second", "peak_memory_mib")
 
 

@@ -10,6 +10,17 @@ import pyarrow.parquet as pq
 from tests.unit.tiny_models import REPORTS, image
 
 PATHOLOGY = ("enlarged", "effusion", "consolidation", "pneumonia", "edema", "cardiomegaly", "chest tube")
+DIVE = {
+    "module": "dive",
+    "rank": 4,
+    "layers": "all",
+    "positions": "answer",
+    "weights": {"pathology": 3, "eos": 10},
+    "loss": {"kd": 1.0, "ce": 0.5, "hidden": 0.0, "temperature": 1.0},
+    "optimiser": {"lr": 1e-2, "weight_decay": 1e-3, "warmup": 0.1, "clip": 1.0},
+    "epochs": 3,
+    "batch_size": 4,
+}
 TRAINING = {"max_report_tokens": 64, "validation_studies": 3}
 
 
