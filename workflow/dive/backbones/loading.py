@@ -300,13 +300,14 @@ class Backbone:
         A ``SharedCache`` is continued: the batch must have been collated with what it shares.
         """
         arguments: dict[str, Any] = {}
+        attention: Any = batch.mask.long()
         if isinstance(cache, SharedCache):
             mask = F.pad(batch.mask, (cache.shared_length, 0), value=True)
             attention = self._attention_masks(mask, batch.mask.shape[1], cache, batch.token_types)
-        else:
-            attention = batch.mask.long()
-            if batch.token_types is not None:
-                arguments["token_type_ids"] = batch.token_types
+        elif self._needs_masks(batch):
+            attention = self._attention_masks(batch.mask, batch.mask.shape[1], cache, batch.token_types)
+        elif batch.token_types is not None:
+            arguments["token_type_ids"] = batch.token_types
         return self.model.model(
             inputs_embeds=batch.embeds,
             attention_mask=attention,
@@ -335,6 +336,18 @@ class Backbone:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+    def _needs_masks(self, batch: Batch) -> bool:
+        """Whether whole prompts are run with masks of ours; the model's own are left where they are better.
+
+        Without padding and images that see all of themselves it needs none at all, and its causal kernels are
+        faster. An image longer than the window is read as each release of transformers reads it.
+        """
+        if batch.token_types is None:
+            return not bool(batch.mask.all())
+        image = _images(batch.token_types == 1)
+        longest = torch.zeros_like(image).scatter_add_(1, image, image.clamp(max=1)).max()
+        return self._window is None or int(longest) <= self._window
 
     def _attention_masks(
         self, mask: torch.Tensor, n_new: int, cache: Any, token_types: torch.Tensor | None = None
@@ -367,10 +380,15 @@ class Backbone:
         return masks
 
 
+def _images(is_image: torch.Tensor) -> torch.Tensor:
+    """Which run of image tokens each position lies in, from 1, or 0 for none: (B, T) bool gives (B, T) int64."""
+    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
+    return starts.cumsum(-1).masked_fill(~is_image, 0)
+
+
 def _same_image(is_image: torch.Tensor) -> torch.Tensor:
     """Whether two positions lie in one run of image tokens: (B, T) bool gives (B, T, T)."""
-    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
-    image = starts.cumsum(-1).masked_fill(~is_image, 0)
+    image = _images(is_image)
     return (image[:, :, None] == image[:, None, :]) & is_image[:, :, None]
 
 

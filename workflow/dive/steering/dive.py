@@ -14,8 +14,13 @@ OPTIONS = {"rank": "natural", "state": "own|shuffled"}
 # States that a shuffled adapter is fed from, a layer.
 BANK = 256
 
-# Added under the root: a state that is zero everywhere stays finite, any other is unchanged in float32.
-EPSILON = 1e-12
+# The least rms: a state that is zero everywhere stays finite.
+EPSILON = 1e-6
+
+
+def rms_of(states: torch.Tensor) -> torch.Tensor:
+    """Root mean square over the last dimension, which is kept: (..., d) -> (..., 1)."""
+    return (torch.linalg.vector_norm(states, dim=-1, keepdim=True) / states.shape[-1] ** 0.5).clamp_min(EPSILON)
 
 
 class DynamicSteering(nn.Module):
@@ -57,12 +62,13 @@ class DynamicSteering(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, d) in the dtype of ``hidden``."""
         h = hidden.float()
-        rms = (h.square().mean(-1, keepdim=True) + EPSILON).sqrt()
+        rms = rms_of(h)
         s = self.v
         if self.rank:
-            x = self.bank[drawn_by(h, BANK)] if self.shuffled else h / rms
-            s = s + F.linear(F.gelu(F.linear(x, self.D, self.b)), self.U)
-        return (h + self.g * rms.detach() * s).to(hidden.dtype)
+            # D x as (D h) / rms: one pass less over the states, of which a decoding step has few and small ones.
+            read = F.linear(self.bank[drawn_by(h, BANK)], self.D) if self.shuffled else F.linear(h, self.D) / rms
+            s = F.linear(F.gelu(read + self.b), self.U, self.v)
+        return torch.addcmul(h, self.g * rms.detach(), s).to(hidden.dtype)
 
 
 def drawn_by(hidden: torch.Tensor, n: int) -> torch.Tensor:
@@ -96,7 +102,7 @@ def fit(intervention: Intervention, examples: Any) -> None:
         return
     pools = [states["layer"].float().cpu() for _, states in examples.zero_shot()]
     pool = torch.cat(pools, dim=1)
-    pool = pool / (pool.square().mean(-1, keepdim=True) + EPSILON).sqrt()
+    pool = pool / rms_of(pool)
     generator = torch_stream(examples.seed, "fit")
     for index in intervention.sites:
         rows = torch.randint(pool.shape[1], (BANK,), generator=generator)
