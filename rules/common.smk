@@ -8,18 +8,13 @@ from itertools import product
 from dive.annotation.scispacy import needed_files
 from dive.config import ConfigError, annotators_used, resolve
 from dive.data.roots import check_root
+from dive.environment import set_environment
 from dive.scores.assets import absent_graphs, absent_weights, located, weight_files
 from dive.provenance import code_version, module_of
 from dive.reporting.ablations import contrasts_of
 from dive.settings import SPANS as ANNOTATORS, STATISTICS, draws, reads_demonstrations, reads_layers
 
-# A job asks nothing of the network and tells it nothing; HF_HUB_OFFLINE=0 lets a first run download a backbone.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# glibc gives the memory of a tensor back at once and asks for it again at the next: a million page faults in a minute of decoding.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
+set_environment()
 
 try:
     config = resolve(config)

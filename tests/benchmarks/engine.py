@@ -10,6 +10,7 @@ same. ``make bench`` runs all and puts the table into BENCHMARKS.md.
 import argparse
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.distillation.student import Student
 from dive.distillation.training import Run, distill
+from dive.environment import OF_JOBS
 from dive.files import write_json
 from dive.generation import Decoded, decode_batch
 from dive.shards import ShardWriter
@@ -258,19 +260,20 @@ def train_alone(folder: Path) -> None:
 
 
 def memory(quick: bool) -> Iterator[Row]:
-    """Peak memory of one whole training job, from few to many queries, each in a process of its own.
+    """Peak memory of one whole training job, from few to many queries, each in a process of its own, as jobs are.
 
-    Fewer queries are trained on for more epochs: in its first 200 steps a process keeps memory for what comes again.
+    Fewer queries are trained on for more epochs, since for hundreds of steps a process keeps memory for what comes again.
     """
     counts, length, shape = ([8, 32], 8, shrunk(WORLD)) if quick else ([100, 1000, 10_000], 24, WORLD)
     found = []
     for count in counts:
         steps_per_epoch = math.ceil(count / BATCH)
-        epochs = 1 if quick else math.ceil(200 / steps_per_epoch)
+        epochs = math.ceil(counts[-1] / count)
         with tempfile.TemporaryDirectory() as name:
             write_training(Path(name), shape, count, length, epochs)
             command = [sys.executable, "-m", "tests.benchmarks.engine", "--train-in", name]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            environment = {**OF_JOBS, **os.environ}
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
             anonymous, whole, steps = json.loads(answer.splitlines()[-1])
             assert steps == steps_per_epoch * epochs, f"{steps} steps for {count} queries"
             found.append((anonymous, whole))

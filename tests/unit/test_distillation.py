@@ -5,6 +5,8 @@ import itertools
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,7 +63,7 @@ class World:
         student = Student(
             self.backbone, Steering(layers, intervention), self.prompts, self.features, micro_batch, limit_bytes
         )
-        spans = spans_of(self.study.spans, self.uids)
+        spans = list(spans_of(self.study.spans, self.uids))
         supervision = [
             supervise(
                 mark_decisive(prompt, of_study, self.study.targets[uid], method["weights"]),
@@ -134,7 +136,7 @@ def plain_objective(world, intervention, method, rows):
             student = head(plain_hidden(world, prompt)[p - 1 :])
         labels = torch.tensor([*prompt.ids[p:], world.backbone.term_id])
         weights = [1.0] * len(labels)
-        for start, end in spans_of(world.study.spans, [uid])[0]:
+        for start, end in next(spans_of(world.study.spans, [uid])):
             for t, (a, b) in enumerate(prompt.offsets):
                 if report[max(a, start) : min(b, end)].strip():
                     weights[t] = float(method["weights"]["pathology"])
@@ -446,6 +448,15 @@ def test_every_source_of_weights_trains(world, source):
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
     for row in rows_of(out / "training.csv"):
         assert row["share_other"] + row["share_pathology"] + row["share_term"] == pytest.approx(1, abs=1e-5)
+
+
+def test_spans_are_those_of_each_study_in_their_order(tmp_path):
+    rows = {"study_uid": ["b", "a", "b", "c"], "start": [5, 1, 0, 2], "end": [7, 3, 2, 4]}
+    pq.write_table(pa.table(rows), tmp_path / "spans")
+    pq.write_table(pa.table(rows).slice(0, 0), tmp_path / "none")
+    assert list(spans_of(tmp_path / "spans", ["a", "x", "b"])) == [[(1, 3)], [], [(5, 7), (0, 2)]]
+    assert list(spans_of(tmp_path / "spans", ["x"])) == [[]]
+    assert list(spans_of(tmp_path / "none", ["a", "b"])) == [[], []]
 
 
 def test_random_tokens_are_as_many_as_decisive_ones(world):

@@ -50,7 +50,7 @@ class VisionFeatures(Mapping[str, ImageFeatures]):
 
     def __init__(self, folder: str | Path) -> None:
         self._shards = Shards(folder)
-        self.n_tokens = {key: self._shards.notes(key)["shape"][0] for key in self._shards}
+        self.n_tokens = {key: self._shards.shape(key)[0] for key in self._shards}
 
     def __getitem__(self, key: str) -> ImageFeatures:
         grid = self._shards.notes(key)["grid"]

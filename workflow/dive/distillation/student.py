@@ -15,7 +15,6 @@ from dive.backbones.prompts import Prompt
 from dive.devices import explained_memory
 from dive.distillation.cache import predicting_mask
 from dive.distillation.losses import token_cross_entropy
-from dive.distillation.supervision import Supervision
 from dive.progress import log
 from dive.steering.attach import Steering
 from dive.steering.recording import Recording
@@ -185,25 +184,21 @@ class Student:
             return Predictions(hidden[mask], answers.labels[mask], recording and recording.at(mask))
 
     @torch.no_grad()
-    def validate(self, rows: Sequence[int], supervision: Sequence[Supervision]) -> tuple[float, float]:
-        """Uniform cross-entropy of report and terminator, and of the terminator alone, of the examples in ``rows``.
-
-        Args:
-            rows: the validation studies.
-            supervision: of all prompts.
-        """
+    def validate(self, rows: Sequence[int]) -> tuple[float, float]:
+        """Uniform cross-entropy of report and terminator, and of the terminator alone, of the examples in ``rows``."""
         intervention = self.steering.intervention
         was_training = intervention.training
         intervention.eval()  # no dropout
-        rows = sorted(rows, key=lambda row: (len(supervision[row].weights), row))
+        rows = sorted(rows, key=lambda row: (self.prompts[row].n_labels, row))
         values, terms = [], []
         for begin in range(0, len(rows), self.batch_size):
             part = rows[begin : begin + self.batch_size]
             with explained_memory("backbones.*.batch.training"):
                 predictions = self(part)
                 values.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
-            ends = itertools.accumulate(len(supervision[row].weights) for row in part)
-            terms += [values[-1][end - 1] for row, end in zip(part, ends, strict=True) if supervision[row].complete]
+            prompts = [self.prompts[row] for row in part]
+            ends = itertools.accumulate(prompt.n_labels for prompt in prompts)
+            terms += [values[-1][end - 1] for prompt, end in zip(prompts, ends, strict=True) if prompt.complete]
         intervention.train(was_training)
         return float(torch.cat(values).mean()), _mean(terms)
 

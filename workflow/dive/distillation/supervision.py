@@ -1,6 +1,7 @@
 """Supervision: how much each token of a report counts in the cross-entropy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +12,22 @@ from dive.annotation.weights import permuted, token_weights, value_at_risk, weig
 from dive.backbones.prompts import Prompt
 
 
-def spans_of(spans: str, uids: Sequence[str]) -> list[list[tuple[int, int]]]:
+def spans_of(spans: str | Path, uids: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
     """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     wanted = pc.field("study_uid").isin(list(uids))
-    columns = pq.read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).to_pydict()
-    found: dict[str, list[tuple[int, int]]] = {uid: [] for uid in uids}
-    for uid, start, end in zip(columns["study_uid"], columns["start"], columns["end"], strict=True):
-        found[uid].append((start, end))
-    return [found[uid] for uid in uids]
+    table = pq.read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).combine_chunks()
+    # As numbers until a study is asked for: lists of all would outweigh everything else that is kept of the queries.
+    studies = table["study_uid"].combine_chunks().dictionary_encode()
+    codes = studies.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    places = np.column_stack([table["start"].to_numpy(), table["end"].to_numpy()])[order]
+    begins = np.searchsorted(codes[order], np.arange(len(studies.dictionary) + 1)).tolist()
+    rows = {uid: slice(*begins[code : code + 2]) for code, uid in enumerate(studies.dictionary.to_pylist())}
+    for uid in uids:
+        yield list(map(tuple, places[rows.get(uid, slice(0))].tolist()))
 
 
 class Supervision(NamedTuple):
@@ -73,6 +79,34 @@ def supervise(
     return Supervision(
         torch.tensor(each, dtype=torch.float32), (sums["other"], sums["pathology"], sums["term"]), complete, marked
     )
+
+
+class SupervisionStore(Sequence[Supervision]):
+    """The supervision of many reports in a byte a token: that of a report is made anew when it is asked for.
+
+    Args:
+        marked: decisive tokens of each report (T,), bool.
+        complete: whether TERM follows each.
+        weights: ``pathology`` and ``eos`` of ``methods.<name>.weights``.
+        relevance: factors of the tokens of each, or None, see ``supervise``.
+    """
+
+    def __init__(
+        self,
+        marked: Sequence[np.ndarray],
+        complete: Sequence[bool],
+        weights: Mapping[str, Any],
+        relevance: Sequence[np.ndarray | None],
+    ) -> None:
+        self._reports = list(zip(marked, complete, relevance, strict=True))
+        self._weights = weights
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __getitem__(self, row: int) -> Supervision:
+        marked, complete, relevance = self._reports[row]
+        return supervise(marked, complete, self._weights, relevance)
 
 
 def riskiest(supervision: Sequence[Supervision], losses: torch.Tensor, level: float) -> list[Supervision]:

@@ -23,7 +23,7 @@ from dive.distillation.examples import Examples
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.relevance import relevance_of
 from dive.distillation.student import Student
-from dive.distillation.supervision import Supervision, mark_decisive, riskiest, spans_of, supervise
+from dive.distillation.supervision import Supervision, SupervisionStore, mark_decisive, riskiest, spans_of
 from dive.files import atomic_path
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of, record
@@ -127,7 +127,7 @@ class Run:
         self.teachers = [teacher, *redrawn]
         loss = dict(loss)
         self.hidden = loss.pop("hidden", 0.0)
-        self.supervision, self.lengths = supervision, [len(of_report.weights) for of_report in supervision]
+        self.supervision, self.lengths = supervision, [prompt.n_labels for prompt in student.prompts]
         self.method, self.loss, self.micro_batch, self.seed = method, loss, micro_batch, seed
         self.backbone, self.intervention = student.backbone, student.steering.intervention
         self.settings = method["optimiser"]
@@ -264,7 +264,7 @@ class Run:
     def _validate(self, done: Progress) -> None:
         """Ask the validation studies; keeps the best state."""
         rows = range(len(self.queries), len(self.lengths))
-        criterion, of_term = self.student.validate(rows, self.supervision)
+        criterion, of_term = self.student.validate(rows)
         epoch = done.step // self.steps_per_epoch
         done.validation.append([epoch, done.step, criterion, of_term, len(rows)])
         done.keep(criterion, epoch, self.intervention)
@@ -325,14 +325,11 @@ def render_marked(
     return prompts, marked
 
 
-def choose_scale(
-    student: Student, supervision: Sequence[Supervision], n_queries: int, scales: Sequence[float]
-) -> Progress:
+def choose_scale(student: Student, n_queries: int, scales: Sequence[float]) -> Progress:
     """Try the scales of a fitted intervention on the validation studies, by the criterion of all methods.
 
     Args:
         student: the steered backbone over the queries' prompts, followed by the validation studies'.
-        supervision: of every prompt.
         n_queries: how many prompts are queries'.
         scales: values for the buffers named ``scale`` of the intervention.
 
@@ -340,13 +337,13 @@ def choose_scale(
         A row of validation for each scale, in their order ("epoch" counts them), and the best state.
     """
     intervention = student.steering.intervention
-    rows = range(n_queries, len(supervision))
+    rows = range(n_queries, len(student.prompts))
     done = Progress(0, [], [], math.inf, 0, {})
     for index, scale in enumerate(scales):
         for name, buffer in intervention.named_buffers():
             if name.rpartition(".")[2] == "scale":
                 buffer.fill_(scale)
-        criterion, of_term = student.validate(rows, supervision)
+        criterion, of_term = student.validate(rows)
         log.info("scale %g: validation cross-entropy %.4f", scale, criterion)
         done.validation.append([index, 0, criterion, of_term, len(rows)])
         done.keep(criterion, index, intervention)
@@ -444,10 +441,7 @@ def distill(
         log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
     at_once = backbone["batch"]["training"]
     relevance = relevance_of(weights, prompts[: len(queries)], loaded, features, at_once) + [None] * len(validation)
-    supervision = [
-        supervise(of_study, prompt.complete, weights, relevant)
-        for of_study, prompt, relevant in zip(marked, prompts, relevance, strict=True)
-    ]
+    supervision = SupervisionStore(marked, [prompt.complete for prompt in prompts], weights, relevance)
     states = [Shards(folder) for folder in teachers] if loss_settings["kd"] else [None]
     layer_states = Shards(layers) if layers is not None else None
 
@@ -484,7 +478,7 @@ def distill(
             log.info("%d steps", run.total_steps)
             progressed = run.train(Path(checkpoint), made_by, training.get("checkpoint_seconds", 60.0))
         else:
-            progressed = choose_scale(student, supervision, len(queries), method.get("scales", [1.0]))
+            progressed = choose_scale(student, len(queries), method.get("scales", [1.0]))
 
     intervention.load_state_dict(progressed.best_state)
     with atomic_path(out) as folder:
