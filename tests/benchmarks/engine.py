@@ -262,7 +262,7 @@ def train_alone(folder: Path) -> None:
 def memory(quick: bool) -> Iterator[Row]:
     """Peak memory of one whole training job, from few to many queries, each in a process of its own, as jobs are.
 
-    Fewer queries are trained on for more epochs, since for hundreds of steps a process keeps memory for what comes again.
+    Fewer queries are trained on for more epochs: for hundreds of steps a process keeps memory for what comes again.
     """
     counts, length, shape = ([8, 32], 8, shrunk(WORLD)) if quick else ([100, 1000, 10_000], 24, WORLD)
     found = []

@@ -235,7 +235,7 @@ class _Entry(NamedTuple):
 
 
 class _Entries:
-    """Hook of the JSON parser that makes an `_Entry` of every tensor's object; what many have in common is kept once."""
+    """Hook of the JSON parser: makes an `_Entry` of every tensor's object, and keeps what many have in common once."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, Any] = {}
