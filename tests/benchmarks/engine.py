@@ -125,7 +125,8 @@ def decoding(quick: bool) -> Iterator[Row]:
         yield from steered_decoding(shrunk(SMALL), batch=4, new_tokens=4, repetitions=1)
         yield from student_or_prompting(shrunk(SMALL), batch=4, new_tokens=4, shots=2, repetitions=1)
     else:
-        yield from steered_decoding(wide, batch=16, new_tokens=32, repetitions=5)
+        # Often: two hundredths are to be told apart.
+        yield from steered_decoding(wide, batch=16, new_tokens=32, repetitions=15)
         # Once: prompting takes more than a minute, and the ratio is far from the one wanted.
         yield from student_or_prompting(SMALL, batch=64, new_tokens=64, shots=8, repetitions=1)
 

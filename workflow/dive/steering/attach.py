@@ -101,6 +101,8 @@ class Steering:
 
     def _before(self, index: int) -> Any:
         def hook(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+            if self._mask is not None or self.intervention.positions == "all":
+                return  # `_rows_of` does not ask
             # Found by what it can do: the argument's name and place differ between families and versions.
             caches = [value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")]
             # Only whether, not how much: torch.compile would make a graph for every length.
