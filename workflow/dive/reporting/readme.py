@@ -32,7 +32,7 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 def rule_graph(mermaid: str) -> str:
     """Snakemake's mermaid graph as a Markdown block, without title and colours, its edges in an order that stays."""
     lines = [line for line in mermaid.splitlines() if line.startswith("\t") and not line.startswith("\tstyle")]
-    lines.sort(key=lambda line: (line if "-->" in line else ""))
+    lines.sort(key=lambda line: line if "-->" in line else "")
     return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])
 
 
