@@ -53,9 +53,8 @@ def write_studies(studies: pd.DataFrame, path: str | Path, notes: Mapping[str, s
     """Write ``studies.parquet`` after checking what everything downstream relies on.
 
     Args:
-        studies: a row a study with the columns of `SCHEMA`, but a column for each label instead of the
-        struct; a study
-            without any label is written as null.
+        studies: a row a study with the columns of `SCHEMA`, but a column for each label instead of the struct; a
+            study without any label is written as null.
         path: the file to write, atomically.
         notes: strings kept in the file's metadata, ``dataset``, ``reader`` and ``convention`` among them.
 
@@ -123,15 +122,14 @@ class Reading:
     """What a dataset's reader hands to the selection.
 
     Attributes:
-        studies: a row a study: study_uid, patient_uid, split (the dataset's own name for it), image_paths and
-        views (lists of
-            equal length), findings, impression, indication (collapsed text or None), and a float column for
+        studies: a row a study: study_uid, patient_uid, split (the dataset's own name for it), image_paths and views
+            (lists of equal length), findings, impression, indication (collapsed text or None), and a float column for
             each of LABELS.
         excluded: (study_uid, rule, detail) of studies that could not even be read.
         notes: ``images`` and ``patients`` in all, and counts of what was odd without costing a study.
         sizes: the dataset's own split -> patients, studies and images in its tables, before anything is left out.
-        locate: path of the table -> (path under the root, paths that were tried); the path is None when there
-        is no such file.
+        locate: path of the table -> (path under the root, paths that were tried); the path is None when there is no
+            such file.
     """
 
     studies: pd.DataFrame
