@@ -13,7 +13,7 @@ import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
-from dive.distillation.supervision import Supervision
+from dive.distillation.supervision import SupervisionStore
 
 INSTRUCTION = "Describe the findings of this chest radiograph ."
 WORDS = [f"w{i}" for i in range(400)]
@@ -295,12 +295,7 @@ def draw_features(shape: Shape, backbone: Backbone, keys: Sequence[str]) -> dict
     }
 
 
-def supervision_of(prompts: Sequence[Prompt], weights: dict[str, float]) -> list[Supervision]:
+def supervision_of(prompts: Sequence[Prompt], weights: dict[str, float]) -> SupervisionStore:
     """Weights of the reports' labels, every third token of a report being decisive."""
-    found = []
-    for prompt in prompts:
-        marked = np.arange(prompt.n_labels - 1) % 3 == 0
-        each = np.append(np.where(marked, weights["pathology"], 1.0), weights["eos"])
-        sums = (float((~marked).sum()), float(weights["pathology"] * marked.sum()), float(weights["eos"]))
-        found.append(Supervision(torch.tensor(each, dtype=torch.float32), sums, True, marked))
-    return found
+    marked = [np.arange(prompt.report_length) % 3 == 0 for prompt in prompts]
+    return SupervisionStore(marked, [prompt.complete for prompt in prompts], weights, [None] * len(prompts))

@@ -96,7 +96,6 @@ def test_windows_from_one_image_to_everything(tmp_path):
         shared = other.backbone.share(prompts, other.features)
         if window < other.counts["s0"]:  # transformers 4 and 5 read such an image differently
             assert shared is None
-            continue
         states = teacher_states(other.backbone, prompts, other.features, shared)
         for prompt, found in zip(prompts, states, strict=True):
             torch.testing.assert_close(found, other.plain(prompt)[prompt.prompt_length - 1 :], atol=ATOL, rtol=0)
