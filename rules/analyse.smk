@@ -14,8 +14,6 @@ rule analyse:
         "results/analyses/{dataset}/{backbone}/tokens.parquet",
     log:
         "logs/analyse/{dataset}/{backbone}.log",
-    benchmark:
-        "benchmarks/analyse/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
         mem_mb=memory,
@@ -51,8 +49,6 @@ rule compare_annotators:
         ),
     log:
         "logs/compare_annotators/{dataset}.log",
-    benchmark:
-        "benchmarks/compare_annotators/{dataset}.tsv"
     threads: 1
     resources:
         mem_mb=1000,
@@ -82,8 +78,6 @@ rule view_tokens:
         ),
     log:
         "logs/view_tokens/{dataset}.log",
-    benchmark:
-        "benchmarks/view_tokens/{dataset}.tsv"
     wildcard_constraints:
         dataset=any_of(VIEWED),
     threads: 1

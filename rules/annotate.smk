@@ -13,8 +13,6 @@ rule annotate:
         "results/annotations/{dataset}/{annotator}/spans.parquet",
     log:
         "logs/annotate/{dataset}/{annotator}.log",
-    benchmark:
-        "benchmarks/annotate/{dataset}/{annotator}.tsv"
     threads: 1
     resources:
         mem_mb=annotator_memory,

@@ -12,8 +12,6 @@ rule cache_vision:
         directory("results/vision/{dataset}/{backbone}"),
     log:
         "logs/cache_vision/{dataset}/{backbone}.log",
-    benchmark:
-        "benchmarks/cache_vision/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
         mem_mb=memory,
@@ -41,8 +39,6 @@ rule cache_teacher:
         directory("results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}"),
     log:
         "logs/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}.log",
-    benchmark:
-        "benchmarks/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}.tsv"
     threads: 1
     resources:
         mem_mb=memory,
@@ -70,8 +66,6 @@ rule cache_layers:
         directory("results/layers/{dataset}/{backbone}/k{shots}/seed{seed}"),
     log:
         "logs/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}.log",
-    benchmark:
-        "benchmarks/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}.tsv"
     threads: 1
     resources:
         mem_mb=memory,

@@ -288,6 +288,12 @@ def scorer_gpus(wildcards):
     return int(any(settings and settings["device"] != "cpu" for settings in SCORERS.values()))
 
 
+def takes_gpus():
+    """Whether any job may take a device: a model that it runs is not bound to the CPU."""
+    models = [*(config["backbones"][name] for _, name in PAIRS), *filter(None, [*SCORERS.values(), OBSERVER])]
+    return any(model["device"] != "cpu" for model in models)
+
+
 def generations_of(wildcards):
     """The reports of all seeds of a method; what reads no backbone is the same for every backbone."""
     folder = "results/generations/{dataset}/{backbone}/{method}"

@@ -8,8 +8,6 @@ rule synthesize:
         truth="data/truth/{dataset}.parquet",
     log:
         "logs/synthesize/{dataset}.log",
-    benchmark:
-        "benchmarks/synthesize/{dataset}.tsv"
     wildcard_constraints:
         dataset=any_of(SYNTHETIC),
     threads: 1
@@ -32,8 +30,6 @@ rule build_backbone:
         directory("models/{backbone}"),
     log:
         "logs/build_backbone/{backbone}.log",
-    benchmark:
-        "benchmarks/build_backbone/{backbone}.tsv"
     wildcard_constraints:
         backbone=any_of(TINY),
     # The longest job of the default: everything with a model waits for it.
@@ -62,8 +58,6 @@ rule split:
         counts="results/splits/{dataset}/counts.json",
     log:
         "logs/split/{dataset}.log",
-    benchmark:
-        "benchmarks/split/{dataset}.tsv"
     threads: 1
     resources:
         mem_mb=4000,
@@ -85,8 +79,6 @@ rule select:
         "results/pools/{dataset}.json",
     log:
         "logs/select/{dataset}.log",
-    benchmark:
-        "benchmarks/select/{dataset}.tsv"
     threads: 1
     resources:
         mem_mb=2000,
@@ -108,8 +100,6 @@ rule demonstrate:
         "results/demonstrations/{dataset}/k{shots}/seed{seed}{draw}.json",
     log:
         "logs/demonstrate/{dataset}/k{shots}/seed{seed}{draw}.log",
-    benchmark:
-        "benchmarks/demonstrate/{dataset}/k{shots}/seed{seed}{draw}.tsv"
     threads: 1
     resources:
         mem_mb=2000,

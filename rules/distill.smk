@@ -16,8 +16,6 @@ rule distill:
         directory("results/adapters/{dataset}/{backbone}/{method}/seed{seed}"),
     log:
         "logs/distill/{dataset}/{backbone}/{method}/seed{seed}.log",
-    benchmark:
-        "benchmarks/distill/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=any_of(methods_of("steering")),
     retries: 0

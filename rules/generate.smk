@@ -14,8 +14,6 @@ rule generate:
         "results/generations/{dataset}/{backbone}/{method}/seed{seed}.parquet",
     log:
         "logs/generate/{dataset}/{backbone}/{method}/seed{seed}.log",
-    benchmark:
-        "benchmarks/generate/{dataset}/{backbone}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=any_of([*methods_of("prompt", "steering"), *TRANSFERS]),
     retries: 0
@@ -45,8 +43,6 @@ rule repeat_report:
         "results/generations/{dataset}/{method}/seed{seed}.parquet",
     log:
         "logs/repeat_report/{dataset}/{method}/seed{seed}.log",
-    benchmark:
-        "benchmarks/repeat_report/{dataset}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=any_of(methods_of("constant")),
     threads: 1
@@ -70,8 +66,6 @@ rule import_reports:
         "results/generations/{dataset}/{method}/seed{seed}.parquet",
     log:
         "logs/import_reports/{dataset}/{method}/seed{seed}.log",
-    benchmark:
-        "benchmarks/import_reports/{dataset}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=any_of(methods_of("external")),
     threads: 1

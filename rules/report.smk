@@ -21,8 +21,6 @@ rule plot:
         ),
     log:
         "logs/plot/{experiment}.log",
-    benchmark:
-        "benchmarks/plot/{experiment}.tsv"
     threads: 1
     resources:
         mem_mb=1000,
@@ -54,8 +52,6 @@ rule report:
         report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
     log:
         "logs/report.log",
-    benchmark:
-        "benchmarks/report.tsv"
     threads: 1
     resources:
         mem_mb=500,
@@ -76,7 +72,7 @@ rule report:
 
 
 rule summarise_costs:
-    """What every rule cost by Snakemake's benchmarks; made last, and no input of anything, since seconds never repeat."""
+    """What every rule cost, as its jobs measured; made last, and no input of anything, since seconds never repeat."""
     input:
         made_at_the_end(),
     output:
@@ -84,8 +80,6 @@ rule summarise_costs:
         markdown="results/costs/rules.md",
     log:
         "logs/summarise_costs.log",
-    benchmark:
-        "benchmarks/summarise_costs.tsv"
     threads: 1
     resources:
         mem_mb=500,

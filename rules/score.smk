@@ -16,8 +16,6 @@ rule score:
         summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
     log:
         "logs/score/{dataset}/{backbone}/{method}.log",
-    benchmark:
-        "benchmarks/score/{dataset}/{backbone}/{method}.tsv"
     threads: 1
     resources:
         mem_mb=8000 if any(SCORERS.values()) else 2000,
@@ -43,8 +41,6 @@ rule compare:
         "results/comparisons/{experiment}/{dataset}/{backbone}.json",
     log:
         "logs/compare/{experiment}/{dataset}/{backbone}.log",
-    benchmark:
-        "benchmarks/compare/{experiment}/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
         mem_mb=2000,
@@ -73,8 +69,6 @@ rule probe_world:
         "results/world/{dataset}/{backbone}.json",
     log:
         "logs/probe_world/{dataset}/{backbone}.log",
-    benchmark:
-        "benchmarks/probe_world/{dataset}/{backbone}.tsv"
     threads: 1
     resources:
         mem_mb=memory,
@@ -98,8 +92,6 @@ rule accept_world:
         markdown="results/world/acceptance.md",
     log:
         "logs/accept_world.log",
-    benchmark:
-        "benchmarks/accept_world.tsv"
     threads: 1
     resources:
         mem_mb=500,
@@ -122,8 +114,6 @@ rule compare_lexicon:
         markdown="results/world/lexicon.md",
     log:
         "logs/compare_lexicon.log",
-    benchmark:
-        "benchmarks/compare_lexicon.tsv"
     threads: 1
     resources:
         mem_mb=500,

@@ -16,8 +16,6 @@ rule tabulate:
         ),
     log:
         "logs/tabulate/{experiment}.log",
-    benchmark:
-        "benchmarks/tabulate/{experiment}.tsv"
     threads: 1
     resources:
         mem_mb=500,
@@ -47,8 +45,6 @@ rule tabulate_comparison:
         ),
     log:
         "logs/tabulate_comparison/{experiment}/{table}.log",
-    benchmark:
-        "benchmarks/tabulate_comparison/{experiment}/{table}.tsv"
     threads: 1
     resources:
         mem_mb=500,
@@ -79,8 +75,6 @@ rule claim:
         markdown="results/tables/claims.md",
     log:
         "logs/claim.log",
-    benchmark:
-        "benchmarks/claim.tsv"
     threads: 1
     resources:
         mem_mb=500,

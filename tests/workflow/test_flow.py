@@ -33,7 +33,7 @@ def test_every_rule_has_its_script_and_every_script_its_rule() -> None:
 def test_every_rule_says_what_it_needs(name: str) -> None:
     text = next(text for path in RULES if f"rule {name}:\n" in (text := path.read_text()))
     rule = re.search(rf"^rule {name}:\n((?:    .*\n|\n)*)", text, flags=re.MULTILINE).group(1)
-    for directive in ("log", "benchmark", "params", "threads", "resources", "message", "script"):
+    for directive in ("log", "params", "threads", "resources", "message", "script"):
         assert re.search(rf"^    {directive}:", rule, flags=re.MULTILINE), f"{name} has no {directive}"
     assert f'"scripts/{name}.py"' in rule, f"{name} has no code version of its own script"
     assert not re.search(r"^    run:", rule, flags=re.MULTILINE)

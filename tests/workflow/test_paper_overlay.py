@@ -26,7 +26,7 @@ LAYOUTS = {"mimic-cxr": "mimic_cxr", "chexpert-plus": "chexpert_plus"}
 OFFICIAL = {"mimic-cxr": MIMIC_CXR_SIZES, "chexpert-plus": CHEXPERT_PLUS_SIZES}
 
 ALLOWED = {"s": 600.0, "cpu_time": 300.0, "max_rss": 4096.0}
-"""Seconds of wall and CPU time ("minutes"), and MB, of a job at full size; names are of Snakemake's benchmarks."""
+"""Seconds of wall and CPU time ("minutes"), and MB, of a job at full size; names are of what a job leaves."""
 
 
 def run_overlay(project: Project, share: float, changes: dict | None = None) -> dict[str, dict]:
@@ -87,7 +87,7 @@ def test_the_overlay_runs_up_to_the_demonstrations(tmp_path):
 
 
 def measured_costs(folder: Path) -> dict[str, dict[str, float]]:
-    """Job -> what its benchmark says, of the keys of ALLOWED; printed with its share of these."""
+    """Job -> what it says of its cost, of the keys of ALLOWED; printed with its share of these."""
     costs = {}
     for path in sorted(folder.rglob("*.tsv")):
         with path.open() as file:

@@ -1,13 +1,16 @@
-"""What a long job says while it works: one line every few seconds, to the terminal and to the rule's log."""
+"""The frame of a job: what it says while it works, to the terminal and to the rule's log, and what it cost."""
 
 import gc
 import logging
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from dive.warm import hand_over
 
 log = logging.getLogger("dive")
 T = TypeVar("T")
@@ -17,11 +20,16 @@ T = TypeVar("T")
 def logged(path: str | Path) -> Iterator[None]:
     """The frame of a job: send messages of the block to ``path`` and to standard error, and start and end quickly.
 
-    Python warnings join the same log, so that a library's complaint is never lost; an exception is recorded there.
+    Python warnings join the same log, so that a library's complaint is never lost; an exception is recorded there. A
+    block that ends well leaves what it cost, see `cost_file`. Where there is a warm process (`dive.warm`) this call
+    does not return: a fork of it runs the script from its beginning.
+
     A job imports what it needs within the block: torch and transformers leave a million objects that live as long as
     the process, and looking for garbage among them again and again, and once more at the end, took a third of the
     processor time of a short job. So garbage is looked for seldom, and at the end not among what is there then.
     """
+    hand_over()
+    began = time.monotonic()
     gc.set_threshold(50_000, 20, 50)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
@@ -40,6 +48,8 @@ def logged(path: str | Path) -> Iterator[None]:
         # The traceback reaches the terminal through the interpreter; the file needs it written.
         file.emit(log.makeRecord(log.name, logging.ERROR, "", 0, "failed", (), sys.exc_info()))
         raise
+    else:
+        _write_cost(cost_file(path), time.monotonic() - began)
     finally:
         for logger in loggers:
             logger.removeHandler(file)
@@ -47,6 +57,23 @@ def logged(path: str | Path) -> Iterator[None]:
         file.close()
         logging.captureWarnings(False)
         gc.freeze()
+
+
+def cost_file(path: str | Path) -> Path:
+    """Where a job leaves what it cost: ``benchmarks/<rule>/....tsv`` if its log is ``logs/<rule>/....log``."""
+    return Path("benchmarks", *Path(path).parts[1:]).with_suffix(".tsv")
+
+
+def _write_cost(file: Path, seconds: float) -> None:
+    """Wall and processor seconds and the largest memory in MiB, under the names that Snakemake's benchmarks have.
+
+    The kernel knows them exactly. Snakemake looks at a process now and then, and not at a fork of the warm process.
+    """
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    memory = max(usage.ru_maxrss for usage in usages) / 2**10
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"s\tcpu_time\tmax_rss\n{seconds:.3f}\t{processor:.3f}\t{memory:.1f}\n", encoding="utf-8")
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, every: float = 10.0) -> Iterator[T]:
