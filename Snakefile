@@ -1,6 +1,5 @@
 """From chest radiographs and reports to the paper's main table: the stages are in rules/, the science in workflow/dive."""
 
-from dive.warm import start as start_warm_process
 from snakemake.utils import min_version
 
 min_version("9.14")
@@ -30,11 +29,6 @@ rule all:
     input:
         made_at_the_end(),
         "results/costs/rules.md",
-
-
-onstart:
-    if workflow.local_exec and not takes_gpus():
-        start_warm_process()
 
 
 onsuccess:

@@ -5,6 +5,7 @@ import re
 import sys
 from itertools import product
 
+from dive import warm
 from dive.annotation.scispacy import needed_files
 from dive.config import ConfigError, annotators_used, resolve
 from dive.data.roots import check_root
@@ -288,10 +289,15 @@ def scorer_gpus(wildcards):
     return int(any(settings and settings["device"] != "cpu" for settings in SCORERS.values()))
 
 
-def takes_gpus():
-    """Whether any job may take a device: a model that it runs is not bound to the CPU."""
-    models = [*(config["backbones"][name] for _, name in PAIRS), *filter(None, [*SCORERS.values(), OBSERVER])]
-    return any(model["device"] != "cpu" for model in models)
+# A fork cannot use a GPU, and on a cluster another process than this one starts the jobs.
+on_cpu = all(
+    model["device"] == "cpu"
+    for model in [*(config["backbones"][name] for _, name in PAIRS), *filter(None, [*SCORERS.values(), OBSERVER])]
+)
+if on_cpu and workflow.is_main_process:
+    warm.allow()
+else:
+    warm.forbid()
 
 
 def generations_of(wildcards):

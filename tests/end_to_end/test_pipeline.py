@@ -115,7 +115,7 @@ def test_results_name_no_machine_and_no_user(run: tuple[Project, str]) -> None:
 def test_training_again_gives_the_same_bytes(run: tuple[Project, str]) -> None:
     """The adapter and its course on validation; training.csv also holds seconds, which never repeat.
 
-    The run had a warm process; without hooks there is none, and the job imports its libraries itself.
+    The run had a warm process; this job is its run's first and imports its libraries itself.
     """
     project, _ = run
     adapter = project.folder / "results/adapters/synthetic-mimic-cxr/tiny-gemma3/dive/seed0"

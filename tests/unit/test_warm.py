@@ -12,8 +12,9 @@ import pytest
 
 from dive import warm
 from dive.progress import cost_file, logged
+from tests.project import Project
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is kept warm elsewhere")
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is kept warm but on Linux")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -30,18 +31,54 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def warm_processes(address: str) -> list[int]:
+    """Processes with the address's folder among their arguments: a fork still has those of the process it is of."""
+    folder = os.fsencode(address.partition(":")[2])
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if folder in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in found if is_running(pid)]
+
+
+RUN = f"""
+import os, sys
+from dive import warm
+warm.allow()
+print(os.environ["{warm.ADDRESS}"], flush=True)
+sys.stdin.read()
+"""
+
+
+def begin_run(**environment: str) -> "tuple[subprocess.Popen[str], str]":
+    """A process that allows its jobs a warm one, and what it tells them; it ends with its standard input."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    return process, process.stdout.readline().strip()
+
+
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Where a warm process listens."""
-    warm.start()
-    path = os.environ.pop(warm.ADDRESS)
-    process = warm._started.pop()
-    wait_for(lambda: Path(path).exists() or process.poll() is not None)
-    assert Path(f"/proc/{process.pid}/status").read_text().split("Threads:")[1].split()[0] == "1"
-    yield path
-    process.stdin.close()
-    assert process.wait(30) == 0
-    assert not Path(path).parent.exists()
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What jobs are told of a run whose first job has started the warm process."""
+    run, told = begin_run()
+    folder = Path(told.partition(":")[2])
+    first = Scripts(tmp_path_factory.mktemp("first"), told)
+    assert first.run("import sys\nprint('torch' in sys.modules)")[:2] == (0, "False\n")
+    wait_for((folder / "socket").exists)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (pid,) = warm_processes(told)
+    assert Path(f"/proc/{pid}/status").read_text().split("Threads:")[1].split()[0] == "1"
+    yield told
+    run.communicate()
+    wait_for(lambda: not warm_processes(told) and not folder.exists())
 
 
 class Scripts:
@@ -53,11 +90,11 @@ class Scripts:
     def begin(self, text: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         script = self.folder / "script.py"
         script.write_text(f"from dive.warm import hand_over\nhand_over()\n{text}")
-        paths = {warm.ADDRESS: self.address} if self.address else {}
+        told = {} if self.address is None else {warm.ADDRESS: self.address}
         return subprocess.Popen(
             [sys.executable, str(script), *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **paths, **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **told, **environment},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -94,10 +131,29 @@ def test_a_fork_is_the_job_that_asked(scripts: Scripts) -> None:
     assert err == f"None {scripts.folder}\n"
 
 
-@pytest.mark.parametrize("address", [None, "/nowhere/socket"])
+@pytest.mark.parametrize("address", [None, ""])
 def test_without_a_warm_process_the_script_runs_itself(tmp_path: Path, address: str | None) -> None:
     status, out, _ = Scripts(tmp_path, address).run(WHO, COLOUR="red", OMP_NUM_THREADS="1")
     assert (status, out.splitlines()[0]) == (0, f"False {os.getpid()}")
+
+
+def test_two_first_jobs_start_one_warm_process(tmp_path: Path) -> None:
+    run, told = begin_run()
+    jobs = [Scripts(tmp_path, told).begin("import time\ntime.sleep(0.5)") for _ in range(2)]
+    assert [job.wait(60) for job in jobs] == [0, 0]
+    assert len(warm_processes(told)) == 1
+    run.kill()
+    run.wait()
+    wait_for(lambda: not warm_processes(told) and not Path(told.partition(":")[2]).exists())
+
+
+def test_a_run_may_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, told = begin_run(**{warm.ADDRESS: ""})
+    run.communicate()
+    assert told == ""
+    monkeypatch.setenv(warm.ADDRESS, "1:/somewhere")
+    warm.forbid()
+    assert warm.ADDRESS not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -154,22 +210,6 @@ def test_a_fork_ends_with_the_process_that_it_works_for(scripts: Scripts, number
     assert process.wait(10) == -number
 
 
-def test_the_warm_process_ends_with_its_starter(tmp_path: Path) -> None:
-    text = f"""
-import os, sys, time
-from dive import warm
-warm.start()
-print(warm._started[0].pid, os.environ[warm.ADDRESS], flush=True)
-while not os.path.exists(os.environ[warm.ADDRESS]):
-    time.sleep(0.02)
-os.kill(os.getpid(), {signal.SIGKILL:d})
-"""
-    status, out, _ = Scripts(tmp_path, None).run(text)
-    pid, address = out.split()
-    assert status == -signal.SIGKILL
-    wait_for(lambda: not is_running(int(pid)) and not Path(address).parent.exists())
-
-
 def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cost_file("logs/distill/set/tiny-2.5/seed0.log") == Path("benchmarks/distill/set/tiny-2.5/seed0.tsv")
@@ -184,3 +224,15 @@ def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match="no"), logged("logs/claim.log"):
         raise ValueError("no")
     assert not Path("benchmarks/claim.tsv").exists()
+
+
+def test_snakemake_tells_its_jobs(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.ADDRESS, address)  # kept, where it is set
+    project = Project(tmp_path / "dive")
+    project.edit(
+        "scripts/synthesize.py", "    from dive", "    import sys\n    print('torch' in sys.modules)\n    from dive"
+    )
+    target = "data/synthetic-mimic-cxr"
+    assert "\nTrue\n" in project.snakemake("--cores", "1", target)
+    project.edit("config.yaml", "    device: cpu ", "    device: auto ")
+    assert "\nFalse\n" in project.snakemake("--cores", "1", "--force", target)

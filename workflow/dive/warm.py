@@ -1,20 +1,21 @@
 """Jobs that need not import: one process loads the heavy libraries once, and each job goes on in a fork of it.
 
 Importing torch and transformers takes two and a half seconds of a processor, in the embedded world more than the work
-of most jobs. So a run of Snakemake starts one process (``onstart``) that imports them and waits at a socket. A job's
-script asks it for a fork (``dive.progress.logged``) and sends what makes it that job: arguments, folder, environment,
-module path and the three standard files. The fork runs the script from its beginning; the process that Snakemake
-started waits for it, passes signals on and ends as it ends.
+of most jobs. So the first job of a run of Snakemake starts a process that imports them and then waits at a socket until
+the run ends. The script of every later job asks it for a fork (``dive.progress.logged``) and sends what makes it that
+job: arguments, folder, environment, module path and the three standard files. The fork runs the script from its
+beginning; the process that Snakemake started waits for it, passes signals on and ends as it ends.
 
 The warm process holds libraries, never code of this project or data: a job reads the code that is on disk. Where there
-is none a job imports for itself and makes the same bytes: on a cluster, with ``--no-hooks``, while the warm process is
-still importing, and where jobs take GPUs, since what has touched CUDA cannot be forked.
+is none a job imports for itself and makes the same bytes: on a cluster, where jobs take GPUs, since what has touched
+CUDA cannot be forked, while the warm process is importing, and with an empty ``DIVE_WARM`` in the environment.
 """
 
 import gc
 import json
 import os
 import runpy
+import secrets
 import select
 import shutil
 import signal
@@ -30,7 +31,7 @@ from threading import Thread
 from typing import NoReturn
 
 ADDRESS = "DIVE_WARM"
-"""Environment variable with the path of the socket."""
+"""Environment variable of jobs: ``<process of the run>:<folder of the socket>``."""
 
 LIBRARIES = (
     "pandas",
@@ -56,38 +57,33 @@ ONE_THREAD = {
 KILLED = 128 + signal.SIGKILL
 """Exit status, by the shell's convention, of a job that ended without saying how."""
 
-_started: "list[subprocess.Popen[bytes]]" = []
-"""Kept, since an object that is let go of closes the pipe at whose end the warm process ends."""
 
-
-def start() -> None:
-    """Start the warm process of this run, and tell its jobs; nothing happens where a fork is not safe.
-
-    It ends with the process that started it, however that ends.
-    """
-    if sys.platform != "linux":  # elsewhere system libraries have threads
+def allow() -> None:
+    """Let the jobs that this process starts have a warm process, which ends with this one, however that ends."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):  # not Linux, or one before 5.3
         return
-    # Only this user may enter the folder: who reaches the socket runs what they like.
-    os.environ[ADDRESS] = address = os.path.join(tempfile.mkdtemp(prefix="dive-warm-"), "socket")
-    _started.append(
-        subprocess.Popen(
-            [sys.executable, "-m", "dive.warm", address],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **ONE_THREAD},
-            start_new_session=True,  # Ctrl-C is for the jobs' own processes, which pass it on
-        )
-    )
+    # Nobody can be at this place before: who listens there is given the jobs.
+    folder = Path(tempfile.gettempdir()) / f"dive-warm-{secrets.token_hex(8)}"
+    os.environ.setdefault(ADDRESS, f"{os.getpid()}:{folder}")
+
+
+def forbid() -> None:
+    """Have the jobs that this process starts import for themselves."""
+    os.environ.pop(ADDRESS, None)
 
 
 def hand_over() -> None:
     """Have this script run by a fork of the warm process and end with its exit status; return where there is none."""
-    address = os.environ.pop(ADDRESS, None)
-    if address is None:
+    run, _, folder = os.environ.pop(ADDRESS, "").partition(":")
+    if not run:
         return
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(address)
+            connection.connect(f"{folder}/socket")
         except OSError:
+            _start(folder, run)
             return
         job = {"arguments": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ), "path": sys.path}
         message = json.dumps(job).encode()
@@ -104,25 +100,39 @@ def hand_over() -> None:
     sys.exit(status[0] if status else KILLED)
 
 
-def serve(address: str) -> None:
-    """Import the libraries, then fork for every job that asks at ``address``, until standard input ends."""
+def _start(folder: str, run: str) -> None:
+    """Start the warm process, unless another job did; one that cannot import leaves its folder, and is the only one."""
     try:
-        for name in LIBRARIES:
-            import_module(name)
-        gc.collect()
-        gc.freeze()  # a fork's collector then touches, and so copies, nothing of it
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the forks
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(address)
-            listener.listen(64)
-            while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
-                connection, _ = listener.accept()
-                if os.fork() == 0:
-                    listener.close()
-                    _become_job(connection)
-                connection.close()
-    finally:
-        shutil.rmtree(Path(address).parent)
+        os.mkdir(folder, mode=0o700)  # for this user alone: who reaches the socket runs what they like
+    except FileExistsError:
+        return
+    subprocess.Popen(
+        [sys.executable, "-m", "dive.warm", folder, run],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
+        env={**os.environ, **ONE_THREAD},
+        start_new_session=True,  # Ctrl-C is for the jobs' own processes, which pass it on
+    )
+
+
+def serve(folder: str, run: int) -> None:
+    """Import the libraries, then fork for every job that asks at the socket in ``folder``, while process ``run`` is."""
+    of_run = os.pidfd_open(run)
+    for name in LIBRARIES:
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork's collector then touches, and so copies, nothing of it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the forks
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen(64)
+        while of_run not in select.select([listener, of_run], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                os.close(of_run)
+                _become_job(connection)
+            connection.close()
+    shutil.rmtree(folder)
 
 
 def _become_job(connection: socket.socket) -> NoReturn:
@@ -173,4 +183,4 @@ def _obey(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))
