@@ -41,7 +41,7 @@ def version_after(path: Path, old: str, new: str, *files: str) -> str:
 
 
 def fresh(*files: str) -> str:
-    for cached in (provenance._module_file, provenance._imports, provenance._essence):
+    for cached in (provenance._module_file, provenance._tree, provenance._imports, provenance._essence):
         cached.cache_clear()
     return provenance.code_version(*files)
 

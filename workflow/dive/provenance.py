@@ -150,7 +150,7 @@ def _module_file(module: str) -> Path | None:
 def _imports(path: Path) -> tuple[Path, ...]:
     """Files of this project that ``path`` imports directly, the packages on the way to them included."""
     names: list[str] = []
-    for node in _executed(ast.parse(path.read_bytes(), filename=str(path))):
+    for node in _statements(_tree(path), for_checkers=False):
         if isinstance(node, ast.Import):
             names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -166,16 +166,26 @@ def _imports(path: Path) -> tuple[Path, ...]:
     return tuple(file for name in sorted(prefixes) if (file := _module_file(name)) is not None)
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below ``node`` but those that only a type checker reads."""
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes(), filename=str(path))
+
+
+def _statements(node: ast.AST, for_checkers: bool = True) -> Iterator[ast.AST]:
+    """Every statement below ``node``; ``for_checkers``: also those that only a type checker reads.
+
+    Expressions, most of a tree, hold none. What else has statements (``except``, ``case``) comes along.
+    """
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+        if isinstance(child, ast.expr):
+            continue
+        if not for_checkers and isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             for other in child.orelse:
                 yield other
-                yield from _executed(other)
+                yield from _statements(other, for_checkers)
             continue
         yield child
-        yield from _executed(child)
+        yield from _statements(child, for_checkers)
 
 
 @cache
@@ -183,7 +193,7 @@ def _essence(path: Path) -> str:
     """Source text without comments, docstrings, trailing blanks and blank lines; long strings stay as they are."""
     source = path.read_bytes()
     lines = source.splitlines(keepends=True)
-    tree = ast.parse(source, filename=str(path))
+    tree = _tree(path)
     literal: set[int] = set()  # lines whose end lies inside a string: blanks there are content
     for node in ast.walk(tree):
         is_text = isinstance(node, ast.JoinedStr) or (
@@ -212,7 +222,7 @@ def _essence(path: Path) -> str:
 
 def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int, int, int]]:
     """Line (from 1) and byte column of start and end of every docstring."""
-    for node in ast.walk(tree):
+    for node in [tree, *_statements(tree)]:
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
             continue
         first = node.body[0]
