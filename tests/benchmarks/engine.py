@@ -30,8 +30,9 @@ import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
+from dive.distillation.run import Run
 from dive.distillation.student import Student
-from dive.distillation.training import Run, distill
+from dive.distillation.training import distill
 from dive.environment import OF_JOBS
 from dive.files import write_json
 from dive.generation import Decoded, decode_batch

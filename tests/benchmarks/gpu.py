@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
+from dive.distillation.run import Run, peak_memory
 from dive.distillation.student import Student
-from dive.distillation.training import Run, peak_memory
 from dive.generation import decode_batch
 from dive.shards import Shards, ShardWriter
 from dive.steering.attach import Steering

@@ -13,8 +13,8 @@ from dive.backbones.loading import ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.backbones.vision import VisionFeatures
 from dive.distillation.cache import predicting_mask, teacher_states
+from dive.distillation.run import Run, batches_of_epoch, learning_rate_factor
 from dive.distillation.student import Student
-from dive.distillation.training import Run, batches_of_epoch, learning_rate_factor
 from dive.shards import Shards, ShardWriter
 from dive.steering.attach import Steering
 from dive.steering.base import build_intervention

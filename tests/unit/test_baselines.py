@@ -7,8 +7,8 @@ import torch
 
 from dive.distillation.examples import Examples
 from dive.distillation.layers import cache_layers
+from dive.distillation.run import Run
 from dive.distillation.student import Student
-from dive.distillation.training import Run
 from dive.shards import Shards
 from dive.steering.adapters import load_adapter
 from dive.steering.attach import Steering

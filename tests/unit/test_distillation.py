@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
-from dive.distillation import training as training_module
+from dive.distillation import run as run_module
 from dive.distillation.cache import cache_teacher, render_supervised
 from dive.distillation.relevance import relevance_of
+from dive.distillation.run import Run, batches_of_epoch, learning_rate_factor
 from dive.distillation.student import Student
 from dive.distillation.supervision import mark_decisive, spans_of, supervise
-from dive.distillation.training import Run, batches_of_epoch, distill, learning_rate_factor
+from dive.distillation.training import distill
 from dive.generation import decode_batch
 from dive.shards import Shards
 from dive.steering.adapters import load_adapter
@@ -195,7 +196,7 @@ def test_an_epoch_equals_a_plain_training_loop(world):
     run = world.run(method, 3, intervention=own)
     found = [run.step(rows, step) for step, rows in enumerate(batches)]
     run.student.steering.detach()
-    names = training_module.TRAINING_COLUMNS[2:]
+    names = run_module.TRAINING_COLUMNS[2:]
     for row, (loss, norm) in zip(found, expected, strict=True):
         row = dict(zip(names, row, strict=True))
         assert row["loss"] == pytest.approx(loss, abs=1e-4)
@@ -421,7 +422,7 @@ def test_the_state_that_is_best_on_validation_is_kept(world):
     assert best["epoch"] == 0
     assert json.loads((out / "config.json").read_text())["epoch"] == best["epoch"]
     run = world.run(DIVE, intervention=load_adapter(out, world.backbone.model, world.backbone.layers))
-    done = training_module.Progress(0, [], [], float("inf"), 0, {})
+    done = run_module.Progress(0, [], [], float("inf"), 0, {})
     run._validate(done)
     run.student.steering.detach()
     assert done.best == pytest.approx(best["cross_entropy"], abs=1e-4)
@@ -621,7 +622,7 @@ def test_batches_are_drawn_once_an_epoch(world, monkeypatch, tmp_path):
         drawn.append(args[3])
         return batches_of_epoch(*args, **kwargs)
 
-    monkeypatch.setattr(training_module, "batches_of_epoch", counted)
+    monkeypatch.setattr(run_module, "batches_of_epoch", counted)
     run = world.run(DIVE)
     run.train(tmp_path / "checkpoint", "")
     run.student.steering.detach()

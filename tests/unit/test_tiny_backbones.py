@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from dive.backbones.loading import ImageFeatures, load_backbone
-from dive.backbones.tiny import (
-    Recipe,
-    SequenceWriter,
-    build_backbone,
-    draw_pool,
-    embed_pixels,
-    embed_pool,
-    language_states,
-)
+from dive.backbones.tiny import SequenceWriter, build_backbone, draw_pool, embed_pixels, embed_pool, language_states
+from dive.backbones.untrained import Recipe
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import BOILERPLATE
 from dive.data.synthetic.phantom import draw_image

@@ -234,5 +234,7 @@ def test_snakemake_tells_its_jobs(tmp_path: Path, address: str, monkeypatch: pyt
     )
     target = "data/synthetic-mimic-cxr"
     assert "\nTrue\n" in project.snakemake("--cores", "1", target)
+    # As on a node of a cluster, whose share of the machine a fork would not be held to.
+    assert "\nFalse\n" in project.snakemake("--mode", "remote", "--cores", "1", "--force", target)
     project.edit("config.yaml", "    device: cpu ", "    device: auto ")
     assert "\nFalse\n" in project.snakemake("--cores", "1", "--force", target)

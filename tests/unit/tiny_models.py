@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dive.backbones.tiny import GEMMA_TEMPLATE, QWEN_TEMPLATE, SPECIAL_TOKENS
+from dive.backbones.untrained import GEMMA_TEMPLATE, QWEN_TEMPLATE, SPECIAL_TOKENS
 
 FAMILIES = ("gemma3", "qwen2_5_vl")
 INSTRUCTION = "Write the findings."

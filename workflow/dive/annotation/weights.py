@@ -5,9 +5,10 @@ Statistics give every report token a relevance with mean 1, from its frequency (
 """
 
 from collections.abc import Sequence
-from zlib import crc32
 
 import numpy as np
+
+from dive.data.draws import stream
 
 STATISTICS = ("power_law", "surprisal", "value_at_risk")
 
@@ -65,7 +66,7 @@ def permuted(marked: np.ndarray, seed: int, study_uid: str) -> np.ndarray:
 
     The draw depends on the seed and the study alone, never on which other studies there are.
     """
-    draw = np.random.default_rng([seed, crc32(b"random tokens"), crc32(study_uid.encode())])
+    draw = stream(seed, "random tokens", study_uid)
     return draw.permutation(np.asarray(marked, dtype=bool))
 
 

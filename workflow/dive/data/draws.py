@@ -7,8 +7,14 @@ has the smallest numbers.
 
 import hashlib
 from collections.abc import Iterable
+from zlib import crc32
 
 import numpy as np
+
+
+def stream(seed: int, *names: str | int) -> np.random.Generator:
+    """Random numbers of one purpose: ``stream(seed, "order", epoch)`` shares nothing with ``stream(seed, "init")``."""
+    return np.random.default_rng([seed, *(crc32(str(name).encode()) for name in names)])
 
 
 def hashes(seed: int, stream: str, names: Iterable[str]) -> np.ndarray:

@@ -2,10 +2,7 @@
 
 import csv
 import math
-import resource
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,289 +13,22 @@ import torch
 from dive.backbones.loading import Backbone, load_backbone
 from dive.backbones.prompts import PromptStore
 from dive.backbones.vision import VisionFeatures
+from dive.data.draws import stream
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.devices import explained_memory
 from dive.distillation.cache import read_targets, render_supervised
 from dive.distillation.examples import Examples
-from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.relevance import relevance_of
+from dive.distillation.run import TRAINING_COLUMNS, VALIDATION_COLUMNS, Progress, Run
 from dive.distillation.student import Student
-from dive.distillation.supervision import Supervision, SupervisionStore, mark_decisive, riskiest, spans_of
+from dive.distillation.supervision import SupervisionStore, mark_decisive, spans_of
 from dive.files import atomic_path
-from dive.progress import log, progress
+from dive.progress import log
 from dive.provenance import code_version, fingerprint, module_of, record
 from dive.shards import Shards
 from dive.steering.adapters import describe_backbone, save_adapter
 from dive.steering.attach import Steering
 from dive.steering.attention import look_inside
-from dive.steering.base import build_intervention, fit_of, stream
-
-TRAINING_COLUMNS = (
-    "step", "epoch", "loss", "cross_entropy", "distillation", "hidden", "share_other", "share_pathology", "share_term",
-    "gradient_norm", "learning_rate", "tokens", "seconds", "tokens_per_second", "peak_memory_mib",
-)  # fmt: skip
-VALIDATION_COLUMNS = ("epoch", "step", "cross_entropy", "term_cross_entropy", "studies", "best")
-
-
-@dataclass
-class Progress:
-    """All of a run that a resumed one needs, besides adapter and optimiser.
-
-    Attributes:
-        step: optimiser steps done; with the seed it fixes the position in the data.
-        training: rows of training.csv.
-        validation: rows of validation.csv.
-        best: least validation cross-entropy so far.
-        best_epoch: when it was reached.
-        best_state: the adapter then.
-    """
-
-    step: int
-    training: list[list[float]]
-    validation: list[list[float]]
-    best: float
-    best_epoch: int
-    best_state: dict[str, torch.Tensor]
-
-    def keep(self, criterion: float, epoch: int, intervention: torch.nn.Module) -> None:
-        """Keep the intervention's state if it is the best so far."""
-        if criterion < self.best:
-            self.best, self.best_epoch = criterion, epoch
-            self.best_state = {key: value.detach().cpu().clone() for key, value in intervention.state_dict().items()}
-
-
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the first ``warmup`` (a fraction) of ``total`` steps, then cosine to 0 (step from 0)."""
-    rising = round(total * warmup)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
-
-
-def batches_of_epoch(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, window: int = 4
-) -> list[list[int]]:
-    """Shuffled effective batches of one epoch, of alike lengths; the last drawn may be smaller, none is dropped.
-
-    Examples are shuffled, sorted by length within ``window`` batches (at most half of all), cut, and the batches
-    shuffled: less padding, while what meets in a batch still changes from epoch to epoch.
-    """
-    window = max(1, min(window, math.ceil(len(lengths) / batch_size) // 2))
-    draw = stream(seed, "order", epoch)
-    order = draw.permutation(len(lengths)).tolist()
-    batches = []
-    for begin in range(0, len(order), batch_size * window):
-        alike = sorted(order[begin : begin + batch_size * window], key=lambda row: (lengths[row], row))
-        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
-    return [batches[i] for i in draw.permutation(len(batches))]
-
-
-class Run:
-    """The training of one intervention.
-
-    Args:
-        student: the steered backbone over the queries' prompts, followed by the validation studies'.
-        supervision: of every prompt.
-        queries: study_uid of the queries.
-        teacher: states (n_labels, width) by study_uid, or None where kd is 0; read batch by batch.
-        method: optimiser, weights, epochs, batch_size.
-        loss: kd, ce, hidden, temperature.
-        micro_batch: examples in memory at once; the effective batch is accumulated from them.
-        seed: fixes the order.
-        layers: the teacher's layer states (L, n_labels, width) by study_uid, or None where hidden is 0.
-        redrawn: the teacher's states with further draws of demonstrations: of M draws in all, epoch e (from 0) learns
-            from draw e mod M, the first being ``teacher``.
-    """
-
-    def __init__(
-        self,
-        student: Student,
-        supervision: Sequence[Supervision],
-        queries: Sequence[str],
-        teacher: Mapping[str, torch.Tensor] | None,
-        method: Mapping[str, Any],
-        loss: Mapping[str, float],
-        micro_batch: int,
-        seed: int,
-        layers: Mapping[str, torch.Tensor] | None = None,
-        redrawn: Sequence[Mapping[str, torch.Tensor]] = (),
-    ) -> None:
-        self.student, self.queries, self.layers = student, queries, layers
-        self.teachers = [teacher, *redrawn]
-        loss = dict(loss)
-        self.hidden = loss.pop("hidden", 0.0)
-        self.supervision, self.lengths = supervision, [prompt.n_labels for prompt in student.prompts]
-        self.method, self.loss, self.micro_batch, self.seed = method, loss, micro_batch, seed
-        self.backbone, self.intervention = student.backbone, student.steering.intervention
-        self.settings = method["optimiser"]
-        groups = self.intervention.parameter_groups(self.settings)
-        self.rates = [group["lr"] for group in groups]
-        self.optimiser = torch.optim.AdamW(groups)
-        self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
-        self.total_steps = self.steps_per_epoch * method["epochs"]
-
-    def train(self, checkpoint: Path, made_by: str, checkpoint_seconds: float = 60.0) -> Progress:
-        """Run, or go on with, all epochs.
-
-        Args:
-            checkpoint: file that a killed run left, or will leave; written every ``checkpoint_seconds``.
-            made_by: what determines the result; a checkpoint of anything else is ignored.
-            checkpoint_seconds: 0 writes after every step.
-        """
-        done = self._resume(checkpoint, made_by)
-        if done is None:
-            done = Progress(0, [], [], math.inf, 0, {})
-            self._validate(done)
-        lengths = self.lengths[: len(self.queries)]
-        batches: list[list[int]] = []
-        saved = time.monotonic()
-        for step in progress(range(done.step, self.total_steps), "distillation steps"):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            if not (batches and within):
-                batches = batches_of_epoch(lengths, self.method["batch_size"], self.seed, epoch)
-            done.training.append([step + 1, epoch + 1, *self.step(batches[within], step)])
-            done.step = step + 1
-            if within == self.steps_per_epoch - 1:
-                self._validate(done)
-            if time.monotonic() - saved >= checkpoint_seconds:
-                self._save(done, checkpoint, made_by)
-                saved = time.monotonic()
-        return done
-
-    def step(self, batch: Sequence[int], step: int) -> list[float]:
-        """One optimiser step on an effective batch of examples; the rest of its row of training.csv."""
-        begin = time.perf_counter()
-        factor = learning_rate_factor(step, self.total_steps, self.settings.get("warmup", 0.0))
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        supervision = self.supervision_of(batch)
-        losses = self.accumulate_gradient(batch, supervision, epoch=step // self.steps_per_epoch)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
-        )
-        if not math.isfinite(losses[0]) or not math.isfinite(norm):
-            raise RuntimeError(
-                f"loss {losses[0]} and gradient norm {float(norm)} in step {step + 1}; "
-                "lower methods.*.optimiser.lr, or set backbones.*.dtype to float32"
-            )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        parts = [sum(part) for part in zip(*(of_one.sums for of_one in supervision), strict=True)]
-        shares = [part / sum(parts) for part in parts]
-        tokens = sum(self.lengths[row] for row in batch)
-        seconds = time.perf_counter() - begin
-        return [
-            *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
-        ]  # fmt: skip
-
-    @torch.no_grad()
-    def supervision_of(self, batch: Sequence[int]) -> list[Supervision]:
-        """How the labels of an effective batch count in this step.
-
-        Fixed, but for ``value_at_risk``: its threshold is that of the whole batch under the present student, which
-        takes one more forward pass.
-        """
-        supervision = [self.supervision[row] for row in batch]
-        if self.method.get("weights", {}).get("source") != "value_at_risk":
-            return supervision
-        losses = []
-        for begin in range(0, len(batch), self.micro_batch):
-            with explained_memory("backbones.*.batch.training"):
-                predictions = self.student(batch[begin : begin + self.micro_batch])
-                losses.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
-        return riskiest(supervision, torch.cat(losses), self.method["weights"]["level"])
-
-    def accumulate_gradient(
-        self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None, epoch: int = 0
-    ) -> list[float]:
-        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid.
-
-        Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
-        """
-        weights = dict(zip(batch, supervision or self.supervision_of(batch), strict=True))
-        total_weight = sum(sum(of_one.sums) for of_one in weights.values())
-        total_positions = sum(self.lengths[row] for row in batch)
-        teacher = self.teachers[epoch % len(self.teachers)]
-        batch = sorted(batch, key=lambda row: (self.lengths[row], row))
-        sums = [0.0, 0.0, 0.0, 0.0]
-        for begin in range(0, len(batch), self.micro_batch):
-            rows = batch[begin : begin + self.micro_batch]
-            with explained_memory("backbones.*.batch.training"):
-                predictions = self.student(rows, layers=bool(self.hidden))
-                losses = distillation_loss(
-                    predictions.states,
-                    self._teacher_of(rows, teacher),
-                    predictions.labels,
-                    torch.cat([weights[row].weights for row in rows]).to(self.backbone.device),
-                    self.backbone.head,
-                    total_weight,
-                    total_positions,
-                    **self.loss,
-                )
-                total, alignment = losses.total, torch.zeros(())
-                if self.hidden:
-                    taught = self._teacher_of(rows, self.layers)
-                    n_terms = len(taught) * total_positions
-                    alignment = hidden_alignment(predictions.layers, taught) / n_terms
-                    total = total + self.hidden * alignment
-                total.backward()
-            parts = (total, losses.cross_entropy, losses.distillation, alignment)
-            sums = [so_far + float(part.detach()) for so_far, part in zip(sums, parts, strict=True)]
-        return sums
-
-    def _teacher_of(self, rows: Sequence[int], states: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
-        """The cached states (N, width), or of all layers (L, N, width), of some queries."""
-        if states is None:
-            return None
-        parts = []
-        for row in rows:
-            part = states[self.queries[row]]
-            if part.shape[-2] != self.lengths[row]:
-                raise ValueError(
-                    f"{self.queries[row]}: the teacher has {part.shape[-2]} states, the student {self.lengths[row]}; "
-                    "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
-                )
-            parts.append(part)
-        return torch.cat(parts, dim=-2).to(self.backbone.device)
-
-    def _validate(self, done: Progress) -> None:
-        """Ask the validation studies; keeps the best state."""
-        rows = range(len(self.queries), len(self.lengths))
-        criterion, of_term = self.student.validate(rows)
-        epoch = done.step // self.steps_per_epoch
-        done.validation.append([epoch, done.step, criterion, of_term, len(rows)])
-        done.keep(criterion, epoch, self.intervention)
-
-    def _save(self, done: Progress, checkpoint: Path, made_by: str) -> None:
-        with atomic_path(checkpoint) as temporary:
-            torch.save(
-                {
-                    "made_by": made_by,
-                    "progress": vars(done),
-                    "adapter": self.intervention.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
-                    "random": torch.get_rng_state(),
-                    "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-                },
-                temporary,
-            )
-
-    def _resume(self, checkpoint: Path, made_by: str) -> Progress | None:
-        if not checkpoint.is_file():
-            return None
-        # Tensors and plain values only: loading runs no code.
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if saved["made_by"] != made_by:
-            log.info("%s is of other settings, data or code: starting from the beginning", checkpoint)
-            return None
-        self.intervention.load_state_dict(saved["adapter"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        torch.set_rng_state(saved["random"])
-        if saved["random_cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["random_cuda"])  # of the present GPU: a resumed job may have got another one
-        done = Progress(**saved["progress"])
-        log.info("resuming after step %d of %d", done.step, self.total_steps)
-        return done
+from dive.steering.base import build_intervention, fit_of
 
 
 def render_marked(
@@ -348,13 +78,6 @@ def choose_scale(student: Student, n_queries: int, scales: Sequence[float]) -> P
         done.validation.append([index, 0, criterion, of_term, len(rows)])
         done.keep(criterion, index, intervention)
     return done
-
-
-def peak_memory() -> float:
-    """Largest memory so far in MiB: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _dataset_of(studies: str) -> str:

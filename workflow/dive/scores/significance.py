@@ -27,11 +27,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from dive.data.draws import stream
 from dive.data.studies import LABELS
 from dive.files import read_json, write_json
 from dive.progress import log
@@ -221,11 +221,6 @@ def score_weighted(statistics: Statistics, weights: np.ndarray) -> dict[str, np.
         for measure in statistics.measures
         if measure.resampled
     }
-
-
-def stream(seed: int, name: str) -> np.random.Generator:
-    """The random numbers called ``name``: a stream of their own for every seed."""
-    return np.random.default_rng([seed, crc32(name.encode())])
 
 
 def draw_weights(generator: np.random.Generator, resamples: int, units: int) -> np.ndarray:

@@ -5,12 +5,11 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import torch
 from torch import nn
 
+from dive.data.draws import stream
 from dive.steering.attention import AttentionShape
 
 POSITIONS = ("answer", "all")
@@ -169,11 +168,6 @@ def steered_layers(layers: str | Sequence[int], n_layers: int) -> list[int]:
     if not all(isinstance(index, int) and 0 <= index < n_layers for index in layers):
         raise ValueError(f"methods.*.layers is {layers!r}, but the backbone's layers are 0 to {n_layers - 1}")
     return sorted(layers)
-
-
-def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """Random numbers of one purpose: ``stream(seed, "order", epoch)`` shares nothing with ``stream(seed, "init")``."""
-    return np.random.default_rng([seed, *(crc32(str(name).encode()) for name in names)])
 
 
 def torch_stream(seed: int, *names: str | int) -> torch.Generator:
