@@ -81,6 +81,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     wait_for(lambda: not warm_processes(told) and not folder.exists())
 
 
+def hear_interrupts() -> None:
+    """What a shell starts in the background ignores them, and with it all that it starts, as these tests may be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Scripts:
     """Jobs in a folder of their own."""
 
@@ -99,6 +104,7 @@ class Scripts:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=hear_interrupts,
         )
 
     def run(self, text: str, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
