@@ -34,7 +34,7 @@ help:
 	@echo "make check-data  are the data there and whole, and what will the configured experiments take (OPTIONS as above)"
 	@echo "make bench       the engine against the loops that it replaces, into BENCHMARKS.md (ten minutes on two idle cores)"
 	@echo "make bench-gpu   the same engine on random models of MedGemma-4B's and Lingshu-7B's shapes, on a GPU"
-	@echo "make bench-data  time and memory of the readers on trees of the real datasets' sizes (minutes, 3 GB of disk)"
+	@echo "make bench-data  time and memory of the readers on trees of the real sizes, into BENCHMARKS.md (13 minutes, 3 GB of disk)"
 	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
 	@echo "make reference   the packages that tests compare scores with, and spaCy, in a folder of their own"
@@ -79,7 +79,7 @@ bench-gpu: install
 	python -m tests.benchmarks.gpu --out BENCHMARKS.md
 
 bench-data: install
-	python -m tests.benchmarks.data
+	python -m tests.benchmarks.data --out BENCHMARKS.md
 
 fetch-assets: install
 	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)

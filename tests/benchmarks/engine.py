@@ -36,6 +36,7 @@ from dive.distillation.training import distill
 from dive.environment import OF_JOBS
 from dive.files import write_json
 from dive.generation import Decoded, decode_batch
+from dive.progress import peak_memory
 from dive.shards import ShardWriter
 from dive.steering.attach import Steering
 from dive.steering.base import Intervention, build_intervention
@@ -239,15 +240,15 @@ def write_training(folder: Path, shape: Shape, n_queries: int, length: int, epoc
 def train_alone(folder: Path) -> None:
     """Run ``distill`` on ``write_training``'s files; prints peak anonymous and resident memory in MiB, and steps."""
 
-    def kilobytes(field: str) -> int:
-        return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
+    def anonymous() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
     peak = [0]
     done = threading.Event()
 
     def watch() -> None:  # the kernel keeps no peak of anonymous memory
         while not done.wait(0.02):
-            peak[0] = max(peak[0], kilobytes("RssAnon"))
+            peak[0] = max(peak[0], anonymous())
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -257,8 +258,7 @@ def train_alone(folder: Path) -> None:
         done.set()
         watching.join()
     steps = len((folder / "out" / "training.csv").read_text(encoding="utf-8").splitlines()) - 1
-    # Not ru_maxrss, which also knows the process that started this one.
-    print(json.dumps([peak[0] / 1024, kilobytes("VmHWM") / 1024, steps]))
+    print(json.dumps([peak[0] / 1024, peak_memory(), steps]))
 
 
 def memory(quick: bool) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from dive.distillation.run import Run, peak_memory
+from dive.distillation.run import Run, device_peak_memory
 from dive.distillation.student import Student
 from dive.generation import decode_batch
 from dive.shards import Shards, ShardWriter
@@ -159,7 +159,7 @@ class Bench:
                 f"training step: {way} / {other}", setting, milliseconds(seconds[way]), milliseconds(seconds[other]),
                 ratio_of(seconds[way], seconds[other]), "", "",
             )  # fmt: skip
-        yield self.row("peak memory of training", setting, f"{peak_memory() / 1024:,.1f} GiB", "", None, "", "")
+        yield self.row("peak memory of training", setting, f"{device_peak_memory() / 1024:,.1f} GiB", "", None, "", "")
         yield from self.reading(statistics.median(seconds["rank 16"]))
 
     def reading(self, step_seconds: float) -> Iterator[Row]:

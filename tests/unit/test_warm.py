@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dive import warm
-from dive.progress import cost_file, logged
+from dive.progress import cost_file, logged, peak_memory
 from tests.project import Project
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is kept warm but on Linux")
@@ -226,10 +226,18 @@ def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytes
     seconds, processor, memory = map(float, values)
     assert 0.05 <= seconds < 30
     assert processor > 0
-    assert memory > 10
+    assert memory == pytest.approx(peak_memory(), rel=0.1)
     with pytest.raises(ValueError, match="no"), logged("logs/claim.log"):
         raise ValueError("no")
     assert not Path("benchmarks/claim.tsv").exists()
+
+
+def test_memory_is_that_of_the_job_alone(tmp_path: Path) -> None:
+    of_this_one = bytearray(300 * 2**20)
+    of_this_one[:: 2**12] = b"1" * (len(of_this_one) // 2**12)
+    status, out, _ = Scripts(tmp_path, None).run("from dive.progress import peak_memory\nprint(peak_memory())")
+    assert status == 0
+    assert 5 < float(out) < 100 < peak_memory()
 
 
 def test_snakemake_tells_its_jobs(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:

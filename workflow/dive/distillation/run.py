@@ -1,7 +1,6 @@
 """The training loop: optimiser steps on effective batches, validation after every epoch, checkpoints to go on from."""
 
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from dive.distillation.losses import distillation_loss, hidden_alignment, token_
 from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
 from dive.files import atomic_path
-from dive.progress import log, progress
+from dive.progress import log, peak_memory, progress
 
 TRAINING_COLUMNS = (
     "step", "epoch", "loss", "cross_entropy", "distillation", "hidden", "share_other", "share_pathology", "share_term",
@@ -78,11 +77,11 @@ def batches_of_epoch(
     return [batches[i] for i in draw.permutation(len(batches))]
 
 
-def peak_memory() -> float:
+def device_peak_memory() -> float:
     """Largest memory so far in MiB: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_memory()
 
 
 class Run:
@@ -180,7 +179,8 @@ class Run:
         tokens = sum(self.lengths[row] for row in batch)
         seconds = time.perf_counter() - begin
         return [
-            *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds, peak_memory()
+            *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds,
+            device_peak_memory(),
         ]  # fmt: skip
 
     @torch.no_grad()
