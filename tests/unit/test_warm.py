@@ -14,6 +14,7 @@ from dive import warm
 from dive.progress import cost_file, logged, peak_memory
 from tests.project import Project
 
+pytest.importorskip("snakemake", reason="the warm process has it, too")
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is kept warm but on Linux")
 
 
