@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dive.backbones.untrained import GEMMA_TEMPLATE, QWEN_TEMPLATE, SPECIAL_TOKENS
+from dive.backbones.untrained import QWEN_TEMPLATE, SPECIAL_TOKENS, TEMPLATES, learn_tokenizer
 
 FAMILIES = ("gemma3", "qwen2_5_vl")
 INSTRUCTION = "Write the findings."
@@ -43,47 +43,9 @@ SPECIAL = {
 
 def tokenizer(family: str):
     """Byte-level BPE learned from ``REPORTS``, with the family's special tokens and chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = list(SPECIAL[family])
-    core.train_from_iterator(
-        [*REPORTS, INSTRUCTION, "system user assistant model You are a helpful assistant.\n"] * 2,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if family == "gemma3":
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(
-            tokenizer_object=core,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            bos_token="<bos>",
-            unk_token="<unk>",
-            extra_special_tokens={
-                "boi_token": "<start_of_image>",
-                "eoi_token": "<end_of_image>",
-                "image_token": "<image_soft_token>",
-            },
-            chat_template=GEMMA_TEMPLATE,
-        )
-    from transformers import Qwen2TokenizerFast
-
-    return Qwen2TokenizerFast(
-        tokenizer_object=core,
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=special[1:],
-        chat_template={"qwen2_5_vl": QWEN_TEMPLATE, "llava": LLAVA_TEMPLATE, "idefics3": IDEFICS_TEMPLATE}[family],
-    )
+    texts = [*REPORTS, INSTRUCTION, "system user assistant model You are a helpful assistant.\n"] * 2
+    template = {**TEMPLATES, "llava": LLAVA_TEMPLATE, "idefics3": IDEFICS_TEMPLATE}[family]
+    return learn_tokenizer(texts, 400, SPECIAL[family], template)
 
 
 def _gemma3(ids: dict[str, int], vocabulary: int):

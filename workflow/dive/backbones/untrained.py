@@ -1,5 +1,6 @@
 """Untrained tiny backbones of real families: tokenizer with chat template, image processor and model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -122,26 +123,42 @@ PATCH = 12
 
 def build_tokenizer(recipe: Recipe, instruction: str) -> Any:
     """A byte-level byte-pair tokenizer learned from reports of many sites, with the family's chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     rng = stream(recipe.seed, "tokenizer")
     texts = [write_report(sample_findings(rng), sample_style(rng), rng) for _ in range(2000)]
     chat = ["system\nYou are a helpful assistant.\n", "user\n\n\n", "\n\n" + instruction, "assistant\n", "model\n"]
+    texts += [*chat, *BOILERPLATE] * 200
+    template = TEMPLATES[recipe.family]
+    return learn_tokenizer(texts, recipe.vocabulary, SPECIAL_TOKENS[recipe.family], template, min_frequency=2)
+
+
+def learn_tokenizer(
+    texts: Sequence[str], vocabulary: int, special: Sequence[str], template: str, min_frequency: int = 0
+) -> Any:
+    """A byte-level byte-pair tokenizer learned from texts.
+
+    Args:
+        texts: what is counted.
+        vocabulary: cap of the vocabulary.
+        special: the first tokens, in this order: Gemma's, which begin with ``<pad>``, or in Qwen's manner.
+        template: the chat template.
+        min_frequency: of a pair that is merged.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = SPECIAL_TOKENS[recipe.family]
     core.train_from_iterator(
-        texts + [*chat, *BOILERPLATE] * 200,
+        texts,
         trainers.BpeTrainer(
-            vocab_size=recipe.vocabulary,
-            min_frequency=2,
+            vocab_size=vocabulary,
+            min_frequency=min_frequency,
             special_tokens=list(special),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
-    if recipe.family == "gemma3":
+    if special[0] == "<pad>":
         from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast(
@@ -155,7 +172,7 @@ def build_tokenizer(recipe: Recipe, instruction: str) -> Any:
                 "eoi_token": "<end_of_image>",
                 "image_token": "<image_soft_token>",
             },
-            chat_template=GEMMA_TEMPLATE,
+            chat_template=template,
         )
     from transformers import Qwen2TokenizerFast
 
@@ -165,7 +182,7 @@ def build_tokenizer(recipe: Recipe, instruction: str) -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(special[1:]),
-        chat_template=QWEN_TEMPLATE,
+        chat_template=template,
     )
 
 
