@@ -1,6 +1,7 @@
 """The warm process: a fork is the job that its script asked for, and neither side outlives its purpose."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from dive import warm
-from dive.progress import cost_file, logged, peak_memory
 from tests.project import Project
 
 pytest.importorskip("snakemake", reason="the warm process has it, too")
@@ -154,6 +154,19 @@ def test_two_first_jobs_start_one_warm_process(tmp_path: Path) -> None:
     wait_for(lambda: not warm_processes(told) and not Path(told.partition(":")[2]).exists())
 
 
+def test_one_that_cannot_import_says_why_and_jobs_go_on(tmp_path: Path) -> None:
+    run, told = begin_run()
+    folder = Path(told.partition(":")[2])
+    (tmp_path / "pandas.py").write_text("raise ImportError('no pandas here')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    assert Scripts(tmp_path, told).run("print('first')", PYTHONPATH=path)[:2] == (0, "first\n")
+    wait_for(lambda: "ImportError: no pandas here" in (folder / "log").read_text())
+    assert Scripts(tmp_path, told).run("print('second')")[:2] == (0, "second\n")
+    assert warm_processes(told) == []
+    run.communicate()
+    shutil.rmtree(folder)
+
+
 def test_a_run_may_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
     run, told = begin_run(**{warm.ADDRESS: ""})
     run.communicate()
@@ -215,30 +228,6 @@ def test_a_fork_ends_with_the_process_that_it_works_for(scripts: Scripts, number
     process.send_signal(number)
     wait_for(lambda: not is_running(fork))
     assert process.wait(10) == -number
-
-
-def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cost_file("logs/distill/set/tiny-2.5/seed0.log") == Path("benchmarks/distill/set/tiny-2.5/seed0.tsv")
-    with logged("logs/plot.log"):
-        time.sleep(0.05)
-    names, values = (line.split("\t") for line in Path("benchmarks/plot.tsv").read_text().splitlines())
-    assert names == ["s", "cpu_time", "max_rss"]
-    seconds, processor, memory = map(float, values)
-    assert 0.05 <= seconds < 30
-    assert processor > 0
-    assert memory == pytest.approx(peak_memory(), rel=0.1)
-    with pytest.raises(ValueError, match="no"), logged("logs/claim.log"):
-        raise ValueError("no")
-    assert not Path("benchmarks/claim.tsv").exists()
-
-
-def test_memory_is_that_of_the_job_alone(tmp_path: Path) -> None:
-    of_this_one = bytearray(300 * 2**20)
-    of_this_one[:: 2**12] = b"1" * (len(of_this_one) // 2**12)
-    status, out, _ = Scripts(tmp_path, None).run("from dive.progress import peak_memory\nprint(peak_memory())")
-    assert status == 0
-    assert 5 < float(out) < 100 < peak_memory()
 
 
 def test_snakemake_tells_its_jobs(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import re
 import resource
 import sys
 import time
@@ -71,10 +70,10 @@ def peak_memory() -> float:
     Linux knows that of the program which the process runs now; `getrusage` also counts the one that started it.
     """
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) / 2**10  # type: ignore[union-attr]
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 def _write_cost(file: Path, seconds: float) -> None:

@@ -101,17 +101,20 @@ def hand_over() -> None:
 
 
 def _start(folder: str, run: str) -> None:
-    """Start the warm process, unless another job did; one that cannot import leaves its folder, and is the only one."""
+    """Start the warm process, unless another job did; one that cannot import leaves its folder with what it said."""
     try:
         os.mkdir(folder, mode=0o700)  # for this user alone: who reaches the socket runs what they like
     except FileExistsError:
         return
-    subprocess.Popen(
-        [sys.executable, "-m", "dive.warm", folder, run],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
-        env={**os.environ, **ONE_THREAD},
-        start_new_session=True,  # Ctrl-C is for the jobs' own processes, which pass it on
-    )
+    with open(f"{folder}/log", "wb") as log:  # not the terminal's pipe: who reads that waits until it is closed
+        subprocess.Popen(
+            [sys.executable, "-m", "dive.warm", folder, run],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **ONE_THREAD},
+            start_new_session=True,  # Ctrl-C is for the jobs' own processes, which pass it on
+        )
 
 
 def serve(folder: str, run: int) -> None:
@@ -148,8 +151,8 @@ def _become_job(connection: socket.socket) -> NoReturn:
             status = (end.code or 0) & 0xFF
         else:
             print(end.code, file=sys.stderr)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         with suppress(OSError):  # of an other end that is gone
             sys.stdout.flush()

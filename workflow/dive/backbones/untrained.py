@@ -224,6 +224,20 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
     return model
 
 
+def _decoder_sizes(recipe: Recipe, vocabulary: int) -> dict[str, Any]:
+    """What the text configurations of both families call alike."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.mlp,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.heads,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+    }
+
+
 def _gemma3(recipe: Recipe, ids: dict[str, int], vocabulary: int) -> Any:
     from transformers.models.gemma3.configuration_gemma3 import Gemma3Config
     from transformers.models.gemma3.modeling_gemma3 import Gemma3ForConditionalGeneration
@@ -231,17 +245,10 @@ def _gemma3(recipe: Recipe, ids: dict[str, int], vocabulary: int) -> Any:
     model = Gemma3ForConditionalGeneration(
         Gemma3Config(
             text_config={
-                "vocab_size": vocabulary,
-                "hidden_size": recipe.width,
-                "intermediate_size": recipe.mlp,
-                "num_hidden_layers": recipe.layers,
-                "num_attention_heads": recipe.heads,
-                "num_key_value_heads": recipe.heads,
+                **_decoder_sizes(recipe, vocabulary),
                 "head_dim": recipe.width // recipe.heads,
                 "query_pre_attn_scalar": recipe.width // recipe.heads,
                 "sliding_window": 1024,
-                "max_position_embeddings": 4096,
-                "rope_theta": 10000.0,
                 "pad_token_id": ids["<pad>"],
                 "eos_token_id": [ids["<eos>"], ids["<end_of_turn>"]],
                 "bos_token_id": ids["<bos>"],
@@ -275,14 +282,7 @@ def _qwen2_5_vl(recipe: Recipe, ids: dict[str, int], vocabulary: int) -> Any:
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={
-                "vocab_size": vocabulary,
-                "hidden_size": recipe.width,
-                "intermediate_size": recipe.mlp,
-                "num_hidden_layers": recipe.layers,
-                "num_attention_heads": recipe.heads,
-                "num_key_value_heads": recipe.heads,
-                "max_position_embeddings": 4096,
-                "rope_theta": 10000.0,
+                **_decoder_sizes(recipe, vocabulary),
                 "rope_scaling": {"type": "mrope", "mrope_section": [head // 8, head // 16 * 3, head // 16 * 3]},
                 "tie_word_embeddings": True,
                 "bos_token_id": ids["<|endoftext|>"],
