@@ -14,6 +14,8 @@ def batch():
     draw = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(WIDTH, VOCABULARY).requires_grad_(False)
     head.weight.copy_(torch.randn(VOCABULARY, WIDTH, generator=draw))
+    # From the global generator, whose state is what earlier tests left, it would be another in every run.
+    head.bias.copy_(torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)) / WIDTH**0.5)
     return {
         "student": torch.randn(N, WIDTH, generator=draw).requires_grad_(),
         "teacher": torch.randn(N, WIDTH, generator=draw),
