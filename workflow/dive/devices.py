@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dive.progress import log
+
+if TYPE_CHECKING:
+    import torch
 
 LOCKS = Path(tempfile.gettempdir()) / f"dive-devices-{os.getuid()}"
 """A file for each GPU of this machine, locked by the process that has it."""
@@ -78,6 +81,17 @@ def _claim_one(count: int) -> int:
             log.warning("all %d GPUs are taken by other jobs: waiting for one (--resources gpu=%d fits)", count, count)
             told = True
         time.sleep(WAIT_SECONDS)
+
+
+def upload(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """``tensor`` on ``device``, without waiting for what a GPU still has to do.
+
+    A plain copy from pageable memory waits for all work that was queued before it, so that the GPU idles while the next
+    kernels are queued. A copy from pinned memory is queued like a kernel.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
 from dive.backbones.shared import Shared, SharedCache, common_length
-from dive.devices import claim_device, explained_memory
+from dive.devices import claim_device, explained_memory, upload
 from dive.progress import log
 
 
@@ -45,6 +45,7 @@ class Batch:
         positions: (B, T), or (3, B, T) with M-RoPE.
         next_position: (B,) position of the token that follows each prompt.
         token_types: (B, T), 1 at image tokens, where the family wants them.
+        own_masks: whether they run with masks that are made here, see `Backbone.prefill`.
     """
 
     embeds: torch.Tensor
@@ -52,6 +53,7 @@ class Batch:
     positions: torch.Tensor
     next_position: torch.Tensor
     token_types: torch.Tensor | None
+    own_masks: bool
 
 
 @dataclass
@@ -60,8 +62,8 @@ class Answers:
 
     Attributes:
         ids: (B, A) = last prompt token, y_1 .. y_T; its outputs are at the predicting positions p-1 .. p+T-1.
-        labels: (B, A) = y_1 .. y_T, TERM; -1 where there is none (padding, or the cut end of a report).
-        mask: (B, A) bool, True where a label is.
+        labels: (N,) = y_1 .. y_T, TERM of each report, one report after another.
+        mask: (B, A) bool, **on the CPU**, True where a label is; what is left is padding.
         next_position: (B,) position of the first of ``ids``.
     """
 
@@ -269,30 +271,34 @@ class Backbone:
             positions[..., row, begin:] = own[..., skip:]
             next_position[row] = own.max() + 1
             vision += [features[key].tokens for key in prompt.images[images:]]
+        # Whatever is asked of ids and masks is asked here: on a GPU it would have to be waited for.
         is_image = ids == self.image_token_id
-        embeds = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0).to(self.device))
-        is_image = is_image.to(self.device)
+        token_types = is_image.long() if self.family.token_types else None
+        embeds = self.model.get_input_embeddings()(upload(ids.masked_fill(is_image, 0), self.device))
         if vision:
-            embeds[is_image] = torch.cat([v.to(self.device, embeds.dtype) for v in vision])
+            places = upload(is_image.flatten().nonzero()[:, 0], self.device)
+            tokens = upload(torch.cat(vision), self.device).to(embeds.dtype)
+            embeds = embeds.flatten(0, 1).index_copy_(0, places, tokens).view_as(embeds)
         return Batch(
             embeds=embeds,
-            mask=mask.to(self.device),
-            positions=positions.to(self.device),
-            next_position=next_position.to(self.device),
-            token_types=is_image.long() if self.family.token_types else None,
+            mask=upload(mask, self.device),
+            positions=upload(positions, self.device),
+            next_position=upload(next_position, self.device),
+            token_types=None if token_types is None else upload(token_types, self.device),
+            own_masks=self._needs_masks(mask, token_types),
         )
 
     def collate_answers(self, prompts: Sequence[Prompt], prefix: Batch) -> Answers:
         """Right-padded inputs and labels of the steered part, to follow ``collate(..., part="prefix")``."""
         longest = max(p.n_labels for p in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        labels = torch.full((len(prompts), longest), -1)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             begin = prompt.prompt_length - 1
             ids[row, : prompt.n_labels] = torch.tensor(prompt.ids[begin : begin + prompt.n_labels])
-            labels[row, : prompt.n_labels] = torch.tensor(prompt.labels)
-        labels = labels.to(self.device)
-        return Answers(ids.to(self.device), labels, labels >= 0, prefix.next_position)
+            mask[row, : prompt.n_labels] = True
+        labels = torch.tensor([label for prompt in prompts for label in prompt.labels])
+        return Answers(upload(ids, self.device), upload(labels, self.device), mask, prefix.next_position)
 
     def prefill(self, batch: Batch, cache: Any = None) -> torch.Tensor:
         """Run collated prompts: final normed hidden states (B, T, width); ``cache`` is filled where given.
@@ -304,7 +310,7 @@ class Backbone:
         if isinstance(cache, SharedCache):
             mask = F.pad(batch.mask, (cache.shared_length, 0), value=True)
             attention = self._attention_masks(mask, batch.mask.shape[1], cache, batch.token_types)
-        elif self._needs_masks(batch):
+        elif batch.own_masks:
             attention = self._attention_masks(batch.mask, batch.mask.shape[1], cache, batch.token_types)
         elif batch.token_types is not None:
             arguments["token_type_ids"] = batch.token_types
@@ -337,15 +343,19 @@ class Backbone:
             use_cache=True,
         ).last_hidden_state
 
-    def _needs_masks(self, batch: Batch) -> bool:
+    def _needs_masks(self, mask: torch.Tensor, token_types: torch.Tensor | None) -> bool:
         """Whether whole prompts are run with masks of ours; the model's own are left where they are better.
 
         Without padding and images that see all of themselves it needs none at all, and its causal kernels are
         faster. An image longer than the window is read as each release of transformers reads it.
+
+        Args:
+            mask: (B, T) bool, on the CPU.
+            token_types: (B, T), on the CPU, or None.
         """
-        if batch.token_types is None:
-            return not bool(batch.mask.all())
-        image = _images(batch.token_types == 1)
+        if token_types is None:
+            return not bool(mask.all())
+        image = _images(token_types == 1)
         longest = torch.zeros_like(image).scatter_add_(1, image, image.clamp(max=1)).max()
         return self._window is None or int(longest) <= self._window
 

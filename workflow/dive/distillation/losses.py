@@ -53,7 +53,8 @@ class _ThroughFrozenHead(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ce_factor, kd_factor = coefficients
         gradient = torch.empty_like(student) if student.requires_grad else None
-        sums = torch.zeros(2, dtype=torch.float64)
+        # On the device: a number that is read makes a GPU wait.
+        sums = torch.zeros(2, dtype=torch.float64, device=student.device)
         for begin in range(0, len(student), chunk):
             part = slice(begin, begin + chunk)
             label, weight = labels[part, None], weights[part, None]
@@ -62,14 +63,14 @@ class _ThroughFrozenHead(torch.autograd.Function):
                 logits = head(states)
             # A vocabulary's numbers a position are most of the work beside the head: in place where that can be.
             log_p = log_r = F.log_softmax(logits.detach(), dim=-1, dtype=torch.float32)
-            sums[0] -= float((weight * log_p.gather(1, label)).sum())
+            sums[0] -= (weight * log_p.gather(1, label)).sum()
             q = None
             if teacher is not None:
                 log_q = _log_softmax_at(head(teacher[part]), temperature)
                 q = log_q.exp()
                 if temperature != 1:
                     log_r = _log_softmax_at(logits.detach(), temperature)
-                sums[1] += temperature**2 * float(torch.linalg.vecdot(q, log_q.sub_(log_r)).sum())
+                sums[1] += temperature**2 * torch.linalg.vecdot(q, log_q.sub_(log_r)).sum().double()
             if gradient is None:
                 continue
             # d(-w log p_y)/d(logits) = w (p - 1_y), and d(tau^2 KL)/d(logits) = tau (r - q), where r is p at tau
@@ -83,7 +84,7 @@ class _ThroughFrozenHead(torch.autograd.Function):
             slope.scatter_add_(1, label, -ce_factor * weight)
             (gradient[part],) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
         ctx.save_for_backward(gradient)
-        ce, kd = sums.to(student.device, torch.float32).unbind()
+        ce, kd = sums.float().unbind()
         ctx.mark_non_differentiable(ce, kd)
         return ce_factor * ce + kd_factor * kd, ce, kd
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dive.data.draws import stream
-from dive.devices import explained_memory
+from dive.devices import explained_memory, upload
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
 from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
@@ -124,7 +124,7 @@ class Run:
         self.settings = method["optimiser"]
         groups = self.intervention.parameter_groups(self.settings)
         self.rates = [group["lr"] for group in groups]
-        self.optimiser = torch.optim.AdamW(groups)
+        self.optimiser = torch.optim.AdamW(groups, fused=self.backbone.device.type == "cuda" or None)
         self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
         self.total_steps = self.steps_per_epoch * method["epochs"]
 
@@ -163,13 +163,15 @@ class Run:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         supervision = self.supervision_of(batch)
-        losses = self.accumulate_gradient(batch, supervision, epoch=step // self.steps_per_epoch)
-        norm = torch.nn.utils.clip_grad_norm_(
+        sums = self.accumulate_gradient(batch, supervision, epoch=step // self.steps_per_epoch)
+        clipped = torch.nn.utils.clip_grad_norm_(
             self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
         )
+        # The only numbers of a step that a GPU is waited for.
+        *losses, norm = torch.cat([sums, clipped.double()[None]]).tolist()
         if not math.isfinite(losses[0]) or not math.isfinite(norm):
             raise RuntimeError(
-                f"loss {losses[0]} and gradient norm {float(norm)} in step {step + 1}; "
+                f"loss {losses[0]} and gradient norm {norm} in step {step + 1}; "
                 "lower methods.*.optimiser.lr, or set backbones.*.dtype to float32"
             )
         self.optimiser.step()
@@ -179,7 +181,7 @@ class Run:
         tokens = sum(self.lengths[row] for row in batch)
         seconds = time.perf_counter() - begin
         return [
-            *losses, *shares, float(norm), self.rates[0] * factor, tokens, seconds, tokens / seconds,
+            *losses, *shares, norm, self.rates[0] * factor, tokens, seconds, tokens / seconds,
             device_peak_memory(),
         ]  # fmt: skip
 
@@ -202,8 +204,8 @@ class Run:
 
     def accumulate_gradient(
         self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None, epoch: int = 0
-    ) -> list[float]:
-        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid.
+    ) -> torch.Tensor:
+        """Gradient of the objective over an effective batch; returns loss, L_wce, L_kd, L_hid: (4,), float64.
 
         Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
         """
@@ -212,7 +214,8 @@ class Run:
         total_positions = sum(self.lengths[row] for row in batch)
         teacher = self.teachers[epoch % len(self.teachers)]
         batch = sorted(batch, key=lambda row: (self.lengths[row], row))
-        sums = [0.0, 0.0, 0.0, 0.0]
+        device = self.backbone.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
         for begin in range(0, len(batch), self.micro_batch):
             rows = batch[begin : begin + self.micro_batch]
             with explained_memory("backbones.*.batch.training"):
@@ -221,21 +224,20 @@ class Run:
                     predictions.states,
                     self._teacher_of(rows, teacher),
                     predictions.labels,
-                    torch.cat([weights[row].weights for row in rows]).to(self.backbone.device),
+                    upload(torch.cat([weights[row].weights for row in rows]), device),
                     self.backbone.head,
                     total_weight,
                     total_positions,
                     **self.loss,
                 )
-                total, alignment = losses.total, torch.zeros(())
+                total, alignment = losses.total, torch.zeros((), device=device)
                 if self.hidden:
                     taught = self._teacher_of(rows, self.layers)
                     n_terms = len(taught) * total_positions
                     alignment = hidden_alignment(predictions.layers, taught) / n_terms
                     total = total + self.hidden * alignment
                 total.backward()
-            parts = (total, losses.cross_entropy, losses.distillation, alignment)
-            sums = [so_far + float(part.detach()) for so_far, part in zip(sums, parts, strict=True)]
+            sums += torch.stack([total, losses.cross_entropy, losses.distillation, alignment]).detach()
         return sums
 
     def _teacher_of(self, rows: Sequence[int], states: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
@@ -251,7 +253,7 @@ class Run:
                     "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
                 )
             parts.append(part)
-        return torch.cat(parts, dim=-2).to(self.backbone.device)
+        return upload(torch.cat(parts, dim=-2), self.backbone.device)
 
     def _validate(self, done: Progress) -> None:
         """Ask the validation studies; keeps the best state."""

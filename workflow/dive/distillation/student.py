@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from dive.backbones.loading import Backbone, Batch, ImageFeatures
 from dive.backbones.prompts import Prompt
-from dive.devices import explained_memory
+from dive.devices import explained_memory, upload
 from dive.distillation.cache import predicting_mask
 from dive.distillation.losses import token_cross_entropy
 from dive.progress import log
 from dive.steering.attach import Steering
-from dive.steering.recording import Recording
+from dive.steering.recording import Recording, states_at
 
 
 class Prefix(NamedTuple):
@@ -93,7 +93,7 @@ class Prefixes:
         """The prefixes of the prompts in ``rows``, with a cache that may be appended to."""
         if self._kept is None:
             return self._compute(rows)
-        index = torch.tensor(rows, device=self._kept.mask.device)
+        index = upload(torch.tensor(rows), self._kept.mask.device)
         cache = copy.copy(self._kept.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(index)
@@ -111,6 +111,7 @@ def _padded(batch: Batch, longest: int) -> Batch:
         positions=F.pad(batch.positions, (n, 0)),
         next_position=batch.next_position,
         token_types=None if batch.token_types is None else F.pad(batch.token_types, (n, 0)),
+        own_masks=batch.token_types is None or batch.own_masks,
     )
 
 
@@ -168,20 +169,22 @@ class Student:
             recording = stack.enter_context(Recording(self.backbone.layers)) if layers else None
             if self._prefixes is None:  # the prompt is steered too, so all of it is in the graph
                 batch = self.backbone.collate(prompts, self.features, part="full")
-                with self.steering.at(batch.mask):
+                stops = torch.tensor([len(prompt.ids) for prompt in prompts])
+                longest = batch.mask.shape[1]
+                labels = torch.tensor([label for prompt in prompts for label in prompt.labels])
+                labels = upload(labels, self.backbone.device)
+                mask = predicting_mask(prompts, longest)
+                with self.steering.at(torch.arange(longest) >= longest - stops[:, None]):
                     hidden = self.backbone.prefill(batch)
-                mask = predicting_mask(prompts, hidden.shape[1]).to(hidden.device)
-                labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
-                return Predictions(hidden[mask], labels, recording and recording.at(mask))
+                return Predictions(states_at(hidden, mask), labels, recording and recording.at(mask))
             with self.steering.paused():
                 prefix = self._prefixes(rows)
             answers = self.backbone.collate_answers(prompts, prefix)
+            seen = torch.cat([prefix.mask, upload(answers.mask, prefix.mask.device)], dim=1)
             with self.steering.at(answers.mask):
-                hidden = self.backbone.extend(
-                    answers.ids, torch.cat([prefix.mask, answers.mask], dim=1), answers.next_position, prefix.cache
-                )
-            mask = answers.mask
-            return Predictions(hidden[mask], answers.labels[mask], recording and recording.at(mask))
+                hidden = self.backbone.extend(answers.ids, seen, answers.next_position, prefix.cache)
+            states = states_at(hidden, answers.mask)
+            return Predictions(states, answers.labels, recording and recording.at(answers.mask))
 
     @torch.no_grad()
     def validate(self, rows: Sequence[int]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dive.backbones.layers import find_decoder_layers, hidden_of
+from dive.devices import upload
 from dive.steering.adapters import load_adapter
 from dive.steering.attention import Heads, Inside, Listening, look_inside
 from dive.steering.base import Intervention
@@ -49,6 +50,7 @@ class Steering:
         self._cached: dict[int, bool | None] = {}
         self._handles: list[Any] = []
         self._layers = [layers[index] for index in intervention.sites]
+        self._device: torch.device | None = None
         _refuse_steered(self._layers)
         if intervention.acts_inside and inside is None:
             raise ValueError(
@@ -58,6 +60,7 @@ class Steering:
             _STEERED.add(layer)
             if (parameter := next(layer.parameters(), None)) is not None:
                 intervention.layers[str(index)].to(parameter.device)
+                self._device = parameter.device
             self._handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
             for site, module in intervention.at(index).items():
                 parts = None if inside is None else inside[index]
@@ -80,10 +83,13 @@ class Steering:
 
     @contextmanager
     def at(self, mask: torch.Tensor) -> Iterator[None]:
-        """Steer exactly the positions where ``mask`` (B, T), bool, is True in forward passes over (B, T) positions."""
+        """Steer exactly the positions where ``mask`` (B, T), bool, is True in forward passes over (B, T) positions.
+
+        Give the mask on the CPU: one on a GPU has to be waited for.
+        """
         before = self._mask, self._rows, self._active
         # The rows are looked up once for all layers; no rows means all of them.
-        rows = None if bool(mask.all()) else mask.flatten().nonzero()[:, 0]
+        rows = None if bool(mask.all()) else upload(mask.flatten().nonzero()[:, 0], self._device or mask.device)
         self._mask, self._rows, self._active = mask, rows, True
         try:
             yield
