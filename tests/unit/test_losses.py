@@ -1,5 +1,10 @@
 """The objective equals its plain definition, whatever the chunks and micro-batches."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -138,3 +143,38 @@ def test_hidden_alignment_is_relative(batch):
     assert float(hidden_alignment(50 * student, 50 * teacher)) == pytest.approx(expected, rel=1e-5)
     share = float(hidden_alignment(student[3:4], teacher[3:4])) / expected
     assert share < 2 / N
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_kernel_for_gpus_computes_what_the_operations_do(dtype, temperature, taught):
+    """In Triton's interpreter, in a process of its own, since Triton asks for it once, when it is imported."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: it comes with torch's CUDA builds")
+    code = f"""
+import torch
+from dive.distillation.fused import loss_and_slope
+from dive.distillation.losses import _loss_and_slope
+draw = torch.Generator().manual_seed(0)
+n, vocabulary = 5, 9001  # more than two blocks, the last one partly filled
+student, teacher = (5 * torch.randn(n, vocabulary, generator=draw).to(torch.{dtype}) for _ in range(2))
+student[0, :10] = float("-inf")
+labels, weights = torch.tensor([10, 4095, 4096, 9000, 77]), 3 * torch.rand(n, generator=draw)
+for sloped in (True, False):
+    given = student, teacher if {taught} else None, labels, weights, 0.3, 0.7, {temperature}, sloped
+    if {taught}:
+        teacher[0, :10] = float("-inf")
+    kernel, operations = loss_and_slope(*given), _loss_and_slope(*given)
+    finite = slice(1 if {taught} else 0, None)  # 0 (log 0 - log 0) is not a number in the operations
+    torch.testing.assert_close(kernel[0], operations[0], atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(kernel[1][finite], operations[1][finite], atol=1e-5, rtol=1e-6)
+    assert kernel[1].isfinite().all()
+    assert (kernel[2] is None) == (operations[2] is None) == (not sloped)
+    if sloped:
+        near = 1e-6 if student.dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(kernel[2][:, 10:], operations[2][:, 10:], atol=1e-6, rtol=near)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,5 +1,6 @@
 """The objective: decisive-token cross-entropy, exact distillation through the frozen head, hidden alignment."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,11 +27,56 @@ class Losses(NamedTuple):
     distillation: torch.Tensor
 
 
+def _loss_and_slope(
+    student: torch.Tensor,
+    teacher: torch.Tensor | None,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    ce_factor: float,
+    kd_factor: float,
+    temperature: float,
+    sloped: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`dive.distillation.fused.loss_and_slope` by operations of torch, on any device."""
+    label, weight = labels[:, None], weights[:, None]
+    # A pass over the vocabulary costs as much as the head does: in place where that can be.
+    log_p = log_r = F.log_softmax(student, dim=-1, dtype=torch.float32)
+    cross_entropies = -(weight * log_p.gather(1, label))[:, 0]
+    divergences, q = torch.zeros_like(cross_entropies), None
+    if teacher is not None:
+        log_q = _log_softmax_at(teacher, temperature)
+        q = log_q.exp()
+        if temperature != 1:
+            log_r = _log_softmax_at(student, temperature)
+        divergences = temperature**2 * torch.linalg.vecdot(q, log_q.sub_(log_r))
+    if not sloped:
+        return cross_entropies, divergences, None
+    # d(-w log p_y)/d(logits) = w (p - 1_y), and d(tau^2 KL)/d(logits) = tau (r - q), where r is p at tau
+    if q is None:
+        slope = log_p.exp_().mul_(ce_factor * weight)
+    elif log_r is log_p:
+        slope = log_p.exp_().mul_(ce_factor * weight + kd_factor).sub_(q, alpha=kd_factor)
+    else:
+        slope = log_p.exp_().mul_(ce_factor * weight)
+        slope.add_(log_r.exp_().sub_(q), alpha=kd_factor * temperature)
+    slope.scatter_add_(1, label, -ce_factor * weight)
+    return cross_entropies, divergences, slope.to(student.dtype)
+
+
 def _log_softmax_at(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """log softmax(logits / tau), float32."""
     if temperature != 1:
         logits = logits.float() / temperature
     return F.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def _loss_and_slope_on(device: torch.device) -> Callable[..., Any]:
+    """The kernel where there is a GPU and Triton, the operations of torch elsewhere."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return _loss_and_slope
+    from dive.distillation.fused import loss_and_slope
+
+    return loss_and_slope
 
 
 class _ThroughFrozenHead(torch.autograd.Function):
@@ -53,36 +99,22 @@ class _ThroughFrozenHead(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ce_factor, kd_factor = coefficients
         gradient = torch.empty_like(student) if student.requires_grad else None
+        loss_and_slope = _loss_and_slope_on(student.device)
         # On the device: a number that is read makes a GPU wait.
         sums = torch.zeros(2, dtype=torch.float64, device=student.device)
         for begin in range(0, len(student), chunk):
             part = slice(begin, begin + chunk)
-            label, weight = labels[part, None], weights[part, None]
             with torch.set_grad_enabled(gradient is not None):
                 states = student[part].detach().requires_grad_(gradient is not None)
                 logits = head(states)
-            # A vocabulary's numbers a position are most of the work beside the head: in place where that can be.
-            log_p = log_r = F.log_softmax(logits.detach(), dim=-1, dtype=torch.float32)
-            sums[0] -= (weight * log_p.gather(1, label)).sum()
-            q = None
-            if teacher is not None:
-                log_q = _log_softmax_at(head(teacher[part]), temperature)
-                q = log_q.exp()
-                if temperature != 1:
-                    log_r = _log_softmax_at(logits.detach(), temperature)
-                sums[1] += temperature**2 * torch.linalg.vecdot(q, log_q.sub_(log_r)).sum().double()
-            if gradient is None:
-                continue
-            # d(-w log p_y)/d(logits) = w (p - 1_y), and d(tau^2 KL)/d(logits) = tau (r - q), where r is p at tau
-            if q is None:
-                slope = log_p.exp_().mul_(ce_factor * weight)
-            elif log_r is log_p:
-                slope = log_p.exp_().mul_(ce_factor * weight + kd_factor).sub_(q, alpha=kd_factor)
-            else:
-                slope = log_p.exp_().mul_(ce_factor * weight)
-                slope.add_(log_r.exp_().sub_(q), alpha=kd_factor * temperature)
-            slope.scatter_add_(1, label, -ce_factor * weight)
-            (gradient[part],) = torch.autograd.grad(logits, states, slope.to(logits.dtype))
+            taught = None if teacher is None else head(teacher[part])
+            *terms, slope = loss_and_slope(
+                logits.detach(), taught, labels[part], weights[part], ce_factor, kd_factor, temperature,
+                gradient is not None,
+            )  # fmt: skip
+            sums += torch.stack(terms).sum(1, dtype=torch.float64)
+            if gradient is not None:
+                (gradient[part],) = torch.autograd.grad(logits, states, slope)
         ctx.save_for_backward(gradient)
         ce, kd = sums.float().unbind()
         ctx.mark_non_differentiable(ce, kd)
