@@ -13,6 +13,7 @@ import torch
 
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
+from dive.backbones.untrained import processor_class
 from dive.distillation.supervision import SupervisionStore
 
 INSTRUCTION = "Describe the findings of this chest radiograph ."
@@ -221,6 +222,16 @@ def build_model(shape: Shape) -> Any:
     return model
 
 
+def image_processor(shape: Shape) -> Any:
+    """The family's processor, for pictures of any size, at the size that the shape's image tokens take."""
+    if shape.family == "gemma3":
+        size = {"height": shape.pixels, "width": shape.pixels}
+        return processor_class("gemma3", "Gemma3ImageProcessor")(size=size, image_seq_length=shape.image_tokens)
+    return processor_class("qwen2_vl", "Qwen2VLImageProcessor")(
+        patch_size=shape.patch, merge_size=2, min_pixels=shape.pixels**2, max_pixels=shape.pixels**2
+    )
+
+
 def random_backbone(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> Backbone:
     """A frozen random backbone, drawn on the device and in the dtype that it stays in."""
     before = torch.get_default_dtype()
@@ -248,6 +259,11 @@ class Study(NamedTuple):
     reports: dict[str, str]
     drawn: dict[str, list[str]]
     n_tokens: dict[str, int]
+
+    @property
+    def shown(self) -> list[str]:
+        """Keys of the demonstrations."""
+        return sorted({other for others in self.drawn.values() for other in others})
 
     def render(self, backbone: Backbone, shots: int = 0, report: bool = True) -> list[Prompt]:
         """Prompts of the queries with the first ``shots`` of their demonstrations, with or without their reports."""

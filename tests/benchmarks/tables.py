@@ -12,11 +12,17 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-HEADER = ("measure", "backbone", "setting", "engine", "compared with", "ratio", "wanted", "asserted in the run")
+HEADER = (
+    *("measure", "backbone", "setting", "engine", "compared with", "ratio", "wanted", "asserted in the run"),
+    "peak memory",
+)
 
 
 class Row(NamedTuple):
-    """One line of the table; ``ratio`` is what ``measure`` says: a speed-up, a share, an exponent."""
+    """One line of the table; ``ratio`` is what ``measure`` says: a speed-up, a share, an exponent.
+
+    ``memory`` is the peak of what is in the column ``engine``, on a GPU.
+    """
 
     measure: str
     backbone: str
@@ -26,6 +32,7 @@ class Row(NamedTuple):
     ratio: float | None
     wanted: str
     checked: str
+    memory: str = ""
 
 
 def in_turns(repetitions: int, ways: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
@@ -72,10 +79,12 @@ def rate(count: int, seconds: Sequence[float]) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows as Markdown."""
-    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+    """Rows as Markdown; a column of memory where one of them has it."""
+    rows = list(rows)
+    header = HEADER if any(row.memory for row in rows) else HEADER[:-1]
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for row in rows:
-        cells = row._replace(ratio="" if row.ratio is None else f"{row.ratio:.3g}")
+        cells = row._replace(ratio="" if row.ratio is None else f"{row.ratio:.3g}")[: len(header)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -83,7 +92,10 @@ def table(rows: Iterable[Row]) -> str:
 def made_by(command: str, machine: str) -> str:
     """When, on what and from which commit a table was made."""
     git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy of the files alone
+        commit = "unknown"
     return (
         f"`{command}`, {date.today()}, commit {commit}, {machine}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}."
@@ -96,13 +108,17 @@ def processor() -> str:
 
 
 def put(path: str, marker: str, block: str) -> None:
-    """Put a block of Markdown between ``<!-- marker -->`` and ``<!-- /marker -->`` of a file, which has other blocks.
+    """Put a block of Markdown between ``<!-- marker -->`` and ``<!-- /marker -->`` of a file; the rest of it stays.
+
+    A file without these markers gets the block with its markers at the end, and one that does not exist is created.
 
     Raises:
-        ValueError: the file has no such pair of markers, or several.
+        ValueError: the file has one marker of a pair, or several pairs.
     """
     begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+    if begin not in text and end not in text:
+        text += f"{begin}{end}\n"
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} needs one pair of markers {begin.strip()} and {end}")
     head, _, rest = text.partition(begin)

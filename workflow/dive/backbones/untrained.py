@@ -190,8 +190,8 @@ def build_image_processor(recipe: Recipe) -> Any:
     """The family's image processor at the tiny size; both resize whatever lies on disk to ``pixels`` x ``pixels``."""
     if recipe.family == "gemma3":
         size = {"height": recipe.pixels, "width": recipe.pixels}
-        return _processor_class("gemma3", "Gemma3ImageProcessor")(size=size, image_seq_length=recipe.image_tokens)
-    return _processor_class("qwen2_vl", "Qwen2VLImageProcessor")(
+        return processor_class("gemma3", "Gemma3ImageProcessor")(size=size, image_seq_length=recipe.image_tokens)
+    return processor_class("qwen2_vl", "Qwen2VLImageProcessor")(
         patch_size=PATCH,
         merge_size=recipe.merge,
         temporal_patch_size=2,
@@ -200,7 +200,7 @@ def build_image_processor(recipe: Recipe) -> Any:
     )
 
 
-def _processor_class(family: str, name: str) -> Any:
+def processor_class(family: str, name: str) -> Any:
     """The class that needs PIL alone; transformers 5 has it in a module of its own, and the other needs torchvision."""
     package = f"transformers.models.{family}"
     try:
