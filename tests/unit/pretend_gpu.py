@@ -162,7 +162,7 @@ def pretended(patch: Any) -> Iterator[None]:
     """A device named ``pretend`` for a block.
 
     Args:
-        patch: pytest's ``monkeypatch``, for what torch cannot dispatch: ``torch.tensor(..., device=...)`` and attention.
+        patch: pytest's ``monkeypatch``, for what is not dispatched: ``torch.tensor(..., device=...)`` and attention.
     """
     global _registered
     if not _registered:

@@ -1,11 +1,13 @@
 """Which device a job runs its model on, and what to change when the memory there does not do."""
 
 import fcntl
+import importlib.util
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -81,6 +83,12 @@ def _claim_one(count: int) -> int:
             log.warning("all %d GPUs are taken by other jobs: waiting for one (--resources gpu=%d fits)", count, count)
             told = True
         time.sleep(WAIT_SECONDS)
+
+
+@cache
+def has_triton(device_type: str) -> bool:
+    """Whether kernels written in Triton run on this type of device (``cuda``, ``cpu``, ...)."""
+    return device_type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def upload(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":

@@ -5,12 +5,11 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer
 
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt, PromptStore
-from dive.backbones.shared import Shared, SharedLayer
+from dive.backbones.shared import Shared
+from dive.backbones.steps import steps_for
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
 from dive.devices import explained_memory
@@ -33,50 +32,6 @@ class Decoded(NamedTuple):
     stopped: bool
 
 
-COMPACT = 7 / 8
-"""Finished reports leave a batch when no more than this share of it still runs: leaving copies the cache."""
-
-
-class Reserved(DynamicLayer):
-    """Keys and values of one layer with room for all tokens to come, so that a step writes one of them and moves none.
-
-    transformers' own layers join old and new in every step, which at K demonstrations costs more than the model.
-
-    Args:
-        layer: what the prompts left, of a full or sliding layer; what they share is from now on in every row.
-        room: tokens that may follow.
-    """
-
-    def __init__(self, layer: Any, room: int) -> None:
-        super().__init__()
-        # A shared layer drops nothing: padding in its rows would take places in the window.
-        self.window = getattr(layer, "sliding_window", None)
-        self.is_sliding = layer.is_sliding
-        self.seen = layer.get_seq_length()
-        whole = layer.whole if isinstance(layer, SharedLayer) else (layer.keys, layer.values)
-        self.n = whole[0].shape[-2]
-        self.buffers = [F.pad(states, (0, 0, 0, room)) for states in whole]
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep the new states (B, H, n, h); keys and values that they may look at, as views."""
-        begin = 0 if self.window is None else max(0, self.n - self.window + 1)
-        n_new = key_states.shape[-2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.n : self.n + n_new] = states
-        self.n, self.seen = self.n + n_new, self.seen + n_new
-        keys, values = (buffer[:, :, begin : self.n] for buffer in self.buffers)
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        return self.seen
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-
-
 @torch.no_grad()
 @explained_memory("backbones.*.batch.generation")
 def decode_batch(
@@ -88,8 +43,8 @@ def decode_batch(
 ) -> list[Decoded]:
     """Greedy continuation of one batch of prompts; no length, repetition or minimum-length penalty.
 
-    Finished reports leave the batch when an eighth of it has ended, so that a long one does not make the others wait;
-    what is left continues from the same cache rows. Equal to ``model.generate(do_sample=False)`` on pixel values
+    Finished reports leave the batch when enough of it has ended, so that a long one does not make the others wait; what
+    is left continues from the same cache rows. Equal to ``model.generate(do_sample=False)`` on pixel values
     (tests/unit/test_generation.py).
 
     Args:
@@ -105,9 +60,7 @@ def decode_batch(
     batch = backbone.collate(prompts, features, shared=shared)
     cache = shared.new_cache() if shared else backbone.new_cache()
     hidden = backbone.prefill(batch, cache)[:, -1]
-    cache.layers = [Reserved(layer, max_new_tokens) for layer in cache.layers]
-    n_before, position = cache.get_seq_length(), batch.next_position
-    mask = F.pad(batch.mask, (n_before - batch.mask.shape[1], max_new_tokens), value=True)
+    steps = steps_for(backbone, cache, batch.mask, batch.next_position, max_new_tokens)
     rows = torch.arange(len(prompts), device=backbone.device)
     running = torch.ones_like(rows, dtype=torch.bool)
     written: list[list[int]] = [[] for _ in prompts]
@@ -125,12 +78,11 @@ def decode_batch(
         n_running = int(running.sum())
         if not n_running or step == max_new_tokens - 1:
             break
-        if n_running <= COMPACT * len(rows):
+        if n_running <= steps.few * len(rows):
             keep = running.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, running, token, mask, position = (part[keep] for part in (rows, running, token, mask, position))
-        hidden = backbone.extend(token[:, None], mask[:, : n_before + step + 1], position, cache)[:, -1]
-        position = position + 1
+            steps.keep(keep)
+            rows, running, token = (part[keep] for part in (rows, running, token))
+        hidden = steps(token)
     texts = backbone.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [Decoded(ids, text.strip(), stop) for ids, text, stop in zip(written, texts, stopped, strict=True)]
 

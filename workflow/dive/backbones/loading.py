@@ -366,7 +366,8 @@ class Backbone:
 
         The model would derive the same from ``mask``, at a tenth of a small model's training step; where padding lies
         between shared tokens and a row's own it could not, since its windows count padding. The cache of a sliding
-        layer keeps no more of what was there before than its window, so its keys are the last ones.
+        layer keeps no more of what was there before than its window, so its keys are the last ones, unless the cache
+        says how many positions it has ``dropped``.
 
         Args:
             mask: True at real tokens, cached and new.
@@ -385,8 +386,8 @@ class Backbone:
         if (window := self._window) is not None:
             order = mask.cumsum(-1)
             near = (order[:, None, :] > order[:, n_all - n_new :, None] - window)[:, None]
-            before = cache.shared_length if isinstance(cache, SharedCache) else n_all - n_new
-            masks["sliding_attention"] = (full & near)[..., max(0, before - (window - 1)) :]
+            dropped = getattr(cache, "dropped", max(0, n_all - n_new - (window - 1)))
+            masks["sliding_attention"] = (full & near)[..., dropped:]
         return masks
 
 

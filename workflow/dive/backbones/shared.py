@@ -44,13 +44,14 @@ class SharedCache(Cache):
         parts = zip(shared.keys, shared.values, shared.sliding, strict=True)
         super().__init__(layers=[SharedLayer(shared.length, *part) for part in parts])
         self.shared_length = shared.length
+        self.dropped = shared.length - min(keys.shape[-2] for keys in shared.keys)  # by sliding layers
 
 
 class SharedLayer(DynamicLayer):
     """One layer of a `SharedCache`: ``keys`` and ``values`` are the rows' own, (B, heads, S, h).
 
     The shared ones are only repeated for the batch while their layer runs, so that memory holds them once. Decoding,
-    whose steps are to move nothing, puts them in every row (``dive.generation.Reserved``).
+    whose steps are to move nothing, puts them in every row (``dive.backbones.steps.Reserved``).
     """
 
     def __init__(self, length: int, keys: torch.Tensor, values: torch.Tensor, sliding: bool) -> None:

@@ -1,11 +1,12 @@
 """The objective: decisive-token cross-entropy, exact distillation through the frozen head, hidden alignment."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from dive.devices import has_triton
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -72,7 +73,7 @@ def _log_softmax_at(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 def _loss_and_slope_on(device: torch.device) -> Callable[..., Any]:
     """The kernel where there is a GPU and Triton, the operations of torch elsewhere."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if not has_triton(device.type):
         return _loss_and_slope
     from dive.distillation.fused import loss_and_slope
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dive.devices import has_triton
 from dive.steering.base import Intervention, steered_layers, torch_stream
 
 OPTIONS = {"rank": "natural", "state": "own|shuffled"}
@@ -61,6 +62,11 @@ class DynamicSteering(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, d) in the dtype of ``hidden``."""
+        if has_triton(hidden.device.type) and not self.shuffled and not torch.compiler.is_compiling():
+            from dive.steering.fused import Steer
+
+            own = (self.D, self.b, self.U) if self.rank else (None, None, None)
+            return Steer.apply(hidden, *own, self.v, self.g, EPSILON)
         h = hidden.float()
         rms = rms_of(h)
         s = self.v

@@ -1,0 +1,198 @@
+"""DIVE's steering of one layer as one Triton kernel forwards and one backwards; for GPUs.
+
+As separate operations of torch the module is about a dozen kernels forwards and three times as many backwards, on every
+layer. Each kernel does little work, so that a GPU waits for the next one to be launched. The equations are those of
+`dive.steering.dive`, whose plain operations run on a CPU and under torch.compile. All arithmetic is float32; a product
+of rank r is three TF32 products, which reach float32's precision on tensor cores.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+ROWS = 16
+"""Positions of one program: the smallest side of a product on tensor cores."""
+
+BLOCK = 128
+"""Width that a program reads at once."""
+
+
+@triton.jit
+def _gelu(z):
+    return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+
+
+@triton.jit
+def _steer(
+    hidden, down, bias, up, shift, gain, out, inner, scales, n, width, rank, epsilon,
+    RANK: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """h' of ROWS positions; with KEEP also z = D h / rms + b and rms, which the backward pass needs."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.arange(0, BLOCK)
+    in_rows = rows < n
+    begin_of = rows.to(tl.int64) * width
+    ranks = tl.arange(0, 16 if RANK == 0 else RANK)
+    in_rank = ranks < rank
+    squares = tl.zeros([ROWS], tl.float32)
+    read = tl.zeros([ROWS, 16 if RANK == 0 else RANK], tl.float32)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        inside = in_rows[:, None] & (columns < width)[None, :]
+        h = tl.load(hidden + begin_of[:, None] + columns[None, :], inside, other=0.0).to(tl.float32)
+        squares += tl.sum(h * h, 1)
+        if RANK > 0:
+            weights = in_rank[None, :] & (columns < width)[:, None]
+            d = tl.load(down + ranks[None, :] * width + columns[:, None], weights, other=0.0)
+            read = tl.dot(h, d, read, input_precision=PRECISION)
+    rms = tl.maximum(tl.sqrt(squares) / tl.sqrt(width.to(tl.float32)), epsilon)
+    g = tl.load(gain)
+    active = read
+    if RANK > 0:
+        z = read / rms[:, None] + tl.load(bias + ranks, in_rank, other=0.0)[None, :]
+        active = _gelu(z)
+        if KEEP:
+            tl.store(inner + rows[:, None] * rank + ranks[None, :], z, in_rows[:, None] & in_rank[None, :])
+    if KEEP:
+        tl.store(scales + rows, rms, in_rows)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        inside = in_rows[:, None] & (columns < width)[None, :]
+        h = tl.load(hidden + begin_of[:, None] + columns[None, :], inside, other=0.0).to(tl.float32)
+        s = tl.zeros([ROWS, BLOCK], tl.float32) + tl.load(shift + columns, columns < width, other=0.0)[None, :]
+        if RANK > 0:
+            weights = in_rank[:, None] & (columns < width)[None, :]
+            u = tl.load(up + columns[None, :] * rank + ranks[:, None], weights, other=0.0)
+            s = tl.dot(active, u, s, input_precision=PRECISION)
+        steered = h + g * rms[:, None] * s
+        tl.store(out + begin_of[:, None] + columns[None, :], steered.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _unsteer(
+    gradient, hidden, down, bias, up, shift, gain, inner, scales, out, of_read, of_up, of_gain, n, width, rank, epsilon,
+    RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of h, and the rows whose products with h' gradient and h are the gradients of U, v and D."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.arange(0, BLOCK)
+    in_rows = rows < n
+    begin_of = rows.to(tl.int64) * width
+    ranks = tl.arange(0, 16 if RANK == 0 else RANK)
+    in_rank = ranks < rank
+    rms = tl.load(scales + rows, in_rows, other=1.0)
+    g = tl.load(gain)
+    along_shift = tl.zeros([ROWS], tl.float32)
+    along_up = tl.zeros([ROWS, 16 if RANK == 0 else RANK], tl.float32)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        inside = in_rows[:, None] & (columns < width)[None, :]
+        slope = tl.load(gradient + begin_of[:, None] + columns[None, :], inside, other=0.0).to(tl.float32)
+        along_shift += tl.sum(slope * tl.load(shift + columns, columns < width, other=0.0)[None, :], 1)
+        if RANK > 0:
+            weights = in_rank[None, :] & (columns < width)[:, None]
+            u = tl.load(up + columns[:, None] * rank + ranks[None, :], weights, other=0.0)
+            along_up = tl.dot(slope, u, along_up, input_precision=PRECISION)
+    of_rms = tl.zeros([ROWS], tl.float32)
+    slope_of_read = along_up
+    if RANK > 0:
+        pairs = rows[:, None] * rank + ranks[None, :]
+        both = in_rows[:, None] & in_rank[None, :]
+        z = tl.load(inner + pairs, both, other=0.0)
+        active = _gelu(z)
+        density = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        of_z = g * rms[:, None] * along_up * density
+        along_shift += tl.sum(tl.where(both, active * along_up, 0.0), 1)
+        slope_of_read = of_z / rms[:, None]
+        b = tl.load(bias + ranks, in_rank, other=0.0)[None, :]
+        # The rms also divides what D reads; where it is held at its least value it does not depend on h.
+        free = rms > epsilon
+        of_rms = tl.where(free, -tl.sum(tl.where(both, of_z * (z - b), 0.0), 1) / rms, 0.0)
+        tl.store(of_read + pairs, slope_of_read, both)
+        wide = rows[:, None] * (rank + 1) + ranks[None, :]
+        tl.store(of_up + wide, active * (g * rms)[:, None], both)
+    tl.store(of_up + rows * (rank + 1) + rank, g * rms, in_rows)
+    tl.store(of_gain + rows, rms * along_shift, in_rows)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        inside = in_rows[:, None] & (columns < width)[None, :]
+        at = begin_of[:, None] + columns[None, :]
+        total = tl.load(gradient + at, inside, other=0.0).to(tl.float32)
+        if RANK > 0:
+            h = tl.load(hidden + at, inside, other=0.0).to(tl.float32)
+            weights = in_rank[:, None] & (columns < width)[None, :]
+            d = tl.load(down + ranks[:, None] * width + columns[None, :], weights, other=0.0)
+            total = tl.dot(slope_of_read, d, total, input_precision=PRECISION)
+            total += (of_rms / (width * rms))[:, None] * h
+        tl.store(out + at, total.to(out.dtype.element_ty), inside)
+
+
+class Steer(torch.autograd.Function):
+    """``h' = h + g rms(h).detach() (v + U gelu(D h / rms(h) + b))`` of N positions.
+
+    Args of ``apply``:
+        hidden: h (N, d), on a GPU, in any floating-point type.
+        down: D (r, d), or None for a static shift; bias: b (r,), or None; up: U (d, r), or None.
+        shift: v (d,).
+        gain: g, a scalar.
+        epsilon: the least rms.
+
+    Returns:
+        h' (N, d) in the type of ``hidden``. All parameters are float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        down: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        up: torch.Tensor | None,
+        shift: torch.Tensor,
+        gain: torch.Tensor,
+        epsilon: float,
+    ) -> torch.Tensor:
+        hidden = hidden.contiguous()
+        n, width = hidden.shape
+        rank = 0 if down is None else down.shape[0]
+        keep = any(ctx.needs_input_grad)
+        out = torch.empty_like(hidden)
+        inner = hidden.new_empty((n, rank) if keep else (1, 1), dtype=torch.float32)
+        scales = hidden.new_empty(n if keep else 1, dtype=torch.float32)
+        none = shift  # never read
+        given = (none, none, none) if down is None else (down, bias, up)
+        _steer[(triton.cdiv(n, ROWS),)](
+            hidden, *given, shift, gain, out, inner, scales, n, width, rank, epsilon, KEEP=keep, **_sizes(rank),
+        )  # fmt: skip
+        ctx.save_for_backward(hidden, *given, shift, gain, inner, scales)
+        ctx.rank, ctx.epsilon = rank, epsilon
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, down, bias, up, shift, gain, inner, scales = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        (n, width), rank = hidden.shape, ctx.rank
+        of_hidden = torch.empty_like(hidden)
+        of_read = hidden.new_empty((n, max(rank, 1)), dtype=torch.float32)
+        of_up = hidden.new_empty((n, rank + 1), dtype=torch.float32)
+        of_gain = hidden.new_empty(n, dtype=torch.float32)
+        _unsteer[(triton.cdiv(n, ROWS),)](
+            gradient, hidden, down, bias, up, shift, gain, inner, scales, of_hidden, of_read, of_up, of_gain, n, width,
+            rank, ctx.epsilon, **_sizes(rank),
+        )  # fmt: skip
+        of_both = of_up.T @ gradient.float()  # (r + 1, d): U's columns, then v
+        if rank == 0:
+            return of_hidden, None, None, None, of_both[0], of_gain.sum(), None
+        of_down = of_read.T @ hidden.float()
+        of_bias = (of_read * scales[:, None]).sum(0)
+        return of_hidden, of_down, of_bias, of_both[:rank].T, of_both[rank], of_gain.sum(), None
+
+
+def _sizes(rank: int) -> dict[str, Any]:
+    padded = 0 if rank == 0 else max(16, triton.next_power_of_2(rank))
+    # AMD's tensor cores have no TF32 in three products.
+    precision = "ieee" if torch.version.hip else "tf32x3"
+    return {"RANK": padded, "ROWS": ROWS, "BLOCK": BLOCK, "PRECISION": precision, "num_warps": 4}
