@@ -2,7 +2,8 @@
 
 What is mixed up between it and the CPU raises, as it does on CUDA, and whatever would make the CPU wait for a GPU is
 counted with the line that asked for it: reading a number, a copy to the CPU, an index whose size depends on values.
-Kernels, streams and memory are not pretended.
+Kernels, streams and memory are not pretended. A process must pretend before its first backward pass, when torch counts
+the devices.
 """
 
 import traceback
@@ -28,7 +29,6 @@ INDEXING = {
     aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default,
     aten._unsafe_index.Tensor,
 }  # fmt: skip
-_registered = False
 
 
 @dataclass
@@ -157,20 +157,12 @@ def put(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-@contextmanager
-def pretended(patch: Any) -> Iterator[None]:
-    """A device named ``pretend`` for a block.
-
-    Args:
-        patch: pytest's ``monkeypatch``, for what is not dispatched: ``torch.tensor(..., device=...)`` and attention.
-    """
-    global _registered
-    if not _registered:
-        _setup_privateuseone_for_python_backend(NAME)
-        module = getattr(torch, NAME)
-        module.get_amp_supported_dtype = lambda: [torch.bfloat16]  # models switch autocast off
-        module.device_count = lambda: 0  # the registration outlives the block, and nothing is to look for generators
-        _registered = True
+def pretend() -> TorchDispatchMode:
+    """Register a device named ``pretend`` for the rest of the process; a mode to enter where it is used."""
+    _setup_privateuseone_for_python_backend(NAME)
+    module = getattr(torch, NAME)
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]  # models switch autocast off
+    module.device_count = lambda: 0  # nothing is to look for its random generators
     make, attend = torch.tensor, torch.nn.functional.scaled_dot_product_attention
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
@@ -191,10 +183,10 @@ def pretended(patch: Any) -> Iterator[None]:
             scores = scores.masked_fill(~mask, -1e9) if mask.dtype == torch.bool else scores + mask
         return torch.softmax(scores, -1) @ value
 
-    patch.setattr(torch, "tensor", tensor)
-    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
-    with _Everywhere():
-        yield
+    # What torch does not dispatch.
+    torch.tensor = tensor
+    torch.nn.functional.scaled_dot_product_attention = attention
+    return _Everywhere()
 
 
 @contextmanager

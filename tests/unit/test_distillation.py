@@ -16,6 +16,7 @@ from dive.backbones.loading import load_backbone
 from dive.backbones.vision import VisionFeatures
 from dive.distillation import run as run_module
 from dive.distillation.cache import cache_teacher, render_supervised
+from dive.distillation.recorded import RecordedGradient
 from dive.distillation.relevance import relevance_of
 from dive.distillation.run import Run, batches_of_epoch, learning_rate_factor
 from dive.distillation.student import Student
@@ -637,3 +638,21 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert 0 < factors[-1] < 1e-3
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert learning_rate_factor(0, 1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("kd", [1.0, 0.0])
+def test_gradients_at_fixed_shapes_equal_the_plain_ones(world, kd):
+    """As a GPU replays them, in two micro-batches of which the second is smaller; the graph itself needs a GPU."""
+    method = {**DIVE, "loss": {**DIVE["loss"], "kd": kd, "temperature": 1.5}}
+    outcomes = []
+    for recorded in (False, True):
+        run = world.run(method, 3, intervention=awake(DIVE, world))
+        if recorded:
+            run.recorded = RecordedGradient(run.student, run.loss)
+        losses = run.accumulate_gradient([0, 3, 1, 4, 2])
+        gradients = [parameter.grad.clone() for parameter in run.intervention.parameters()]
+        assert all(gradient.any() for gradient in gradients)
+        outcomes.append((losses, *gradients))
+        run.student.steering.detach()
+    for ours, plain in zip(*reversed(outcomes), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)

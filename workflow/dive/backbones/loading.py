@@ -87,7 +87,10 @@ class Backbone:
     Attributes:
         layers: decoder layers in order, found by probing.
         term_id: the template's end-of-turn token, the only token that ends a report.
+        compiled: whether ``compile`` was called.
     """
+
+    compiled = False
 
     def __init__(
         self,
@@ -140,6 +143,7 @@ class Backbone:
             if any(isinstance(child, nn.ModuleList) and list(child) == self.layers for child in module.children())
         )
         decoder.compile(backend=backend, dynamic=True)
+        self.compiled = True
 
     @cached_property
     def image_processor(self) -> Any:

@@ -16,8 +16,7 @@ BLOCK = 4096
 
 @triton.jit
 def _loss_and_slope(
-    student, teacher, labels, weights, slope, cross_entropies, divergences,
-    vocabulary, ce_factor, kd_factor, temperature,
+    student, teacher, labels, weights, factors, slope, cross_entropies, divergences, vocabulary, temperature,
     TAUGHT: tl.constexpr, TEMPERED: tl.constexpr, SLOPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One position: the softmax normalisers in the first pass, KL(q || r) and the gradient in the second."""
@@ -26,7 +25,11 @@ def _loss_and_slope(
     teacher += row * vocabulary
     slope += row * vocabulary
     label = tl.load(labels + row)
-    weight = tl.load(weights + row)
+    counted = (label >= 0).to(tl.float32)
+    label = tl.maximum(label, 0)
+    weight = tl.load(weights + row) * counted
+    ce_factor = tl.load(factors)
+    kd_factor = tl.load(factors + 1) * counted
     inverse = 1.0 / temperature
     lanes = tl.arange(0, BLOCK)
 
@@ -80,7 +83,7 @@ def _loss_and_slope(
                 gradient += kd_factor * temperature * (r - q)
             if SLOPED:
                 tl.store(slope + begin + lanes, gradient.to(slope.dtype.element_ty), inside)
-    tl.store(divergences + row, temperature * temperature * tl.sum(divergence, 0))
+    tl.store(divergences + row, counted * temperature * temperature * tl.sum(divergence, 0))
 
 
 def loss_and_slope(
@@ -88,8 +91,7 @@ def loss_and_slope(
     teacher: torch.Tensor | None,
     labels: torch.Tensor,
     weights: torch.Tensor,
-    ce_factor: float,
-    kd_factor: float,
+    factors: torch.Tensor,
     temperature: float,
     sloped: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -102,10 +104,9 @@ def loss_and_slope(
     Args:
         student: logits (N, V), contiguous, on a GPU.
         teacher: logits (N, V) of the same dtype, or None: kd_t is 0.
-        labels: y_t (N,), int64.
+        labels: y_t (N,), int64; a position with -1 is padding, and all of its numbers are 0.
         weights: w_t (N,), float32.
-        ce_factor: of the cross-entropy in the gradient.
-        kd_factor: of the divergence in the gradient.
+        factors: ce_factor and kd_factor (2,), float32, on the device.
         temperature: tau.
         sloped: whether the gradient is wanted.
 
@@ -117,8 +118,8 @@ def loss_and_slope(
     divergences = torch.empty_like(cross_entropies)
     slope = torch.empty_like(student) if sloped else None
     _loss_and_slope[(n,)](
-        student, student if teacher is None else teacher, labels, weights, student if slope is None else slope,
-        cross_entropies, divergences, vocabulary, ce_factor, kd_factor, float(temperature),
+        student, student if teacher is None else teacher, labels, weights, factors, student if slope is None else slope,
+        cross_entropies, divergences, vocabulary, float(temperature),
         TAUGHT=teacher is not None, TEMPERED=temperature != 1, SLOPED=sloped, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return cross_entropies, divergences, slope

@@ -1,12 +1,12 @@
 """The objective: decisive-token cross-entropy, exact distillation through the frozen head, hidden alignment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from dive.devices import has_triton
+from dive.devices import has_triton, upload
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -33,13 +33,14 @@ def _loss_and_slope(
     teacher: torch.Tensor | None,
     labels: torch.Tensor,
     weights: torch.Tensor,
-    ce_factor: float,
-    kd_factor: float,
+    factors: Sequence[float] | torch.Tensor,
     temperature: float,
     sloped: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """`dive.distillation.fused.loss_and_slope` by operations of torch, on any device."""
-    label, weight = labels[:, None], weights[:, None]
+    ce_factor, kd_factor = map(float, factors)
+    padding = labels < 0
+    label, weight = labels.clamp(min=0)[:, None], weights.masked_fill(padding, 0)[:, None]
     # A pass over the vocabulary costs as much as the head does: in place where that can be.
     log_p = log_r = F.log_softmax(student, dim=-1, dtype=torch.float32)
     cross_entropies = -(weight * log_p.gather(1, label))[:, 0]
@@ -49,7 +50,7 @@ def _loss_and_slope(
         q = log_q.exp()
         if temperature != 1:
             log_r = _log_softmax_at(student, temperature)
-        divergences = temperature**2 * torch.linalg.vecdot(q, log_q.sub_(log_r))
+        divergences = temperature**2 * torch.linalg.vecdot(q, log_q.sub_(log_r)).masked_fill(padding, 0)
     if not sloped:
         return cross_entropies, divergences, None
     # d(-w log p_y)/d(logits) = w (p - 1_y), and d(tau^2 KL)/d(logits) = tau (r - q), where r is p at tau
@@ -61,6 +62,8 @@ def _loss_and_slope(
         slope = log_p.exp_().mul_(ce_factor * weight)
         slope.add_(log_r.exp_().sub_(q), alpha=kd_factor * temperature)
     slope.scatter_add_(1, label, -ce_factor * weight)
+    if padding.device.type != "cpu" or padding.any():  # elsewhere, asking costs more than a pass
+        slope.masked_fill_(padding[:, None], 0)
     return cross_entropies, divergences, slope.to(student.dtype)
 
 
@@ -94,13 +97,17 @@ class _ThroughFrozenHead(torch.autograd.Function):
         labels: torch.Tensor,
         weights: torch.Tensor,
         head: Head,
-        coefficients: tuple[float, float],
+        coefficients: tuple[float | torch.Tensor, float | torch.Tensor],
         temperature: float,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ce_factor, kd_factor = coefficients
         gradient = torch.empty_like(student) if student.requires_grad else None
-        loss_and_slope = _loss_and_slope_on(student.device)
+        loss_and_slope, factors = _loss_and_slope_on(student.device), coefficients
+        if has_triton(student.device.type):
+            factors = (
+                upload(torch.tensor(factors), student.device) if isinstance(ce_factor, float) else torch.stack(factors)
+            )
         # On the device: a number that is read makes a GPU wait.
         sums = torch.zeros(2, dtype=torch.float64, device=student.device)
         for begin in range(0, len(student), chunk):
@@ -110,9 +117,8 @@ class _ThroughFrozenHead(torch.autograd.Function):
                 logits = head(states)
             taught = None if teacher is None else head(teacher[part])
             *terms, slope = loss_and_slope(
-                logits.detach(), taught, labels[part], weights[part], ce_factor, kd_factor, temperature,
-                gradient is not None,
-            )  # fmt: skip
+                logits.detach(), taught, labels[part], weights[part], factors, temperature, gradient is not None
+            )
             sums += torch.stack(terms).sum(1, dtype=torch.float64)
             if gradient is not None:
                 (gradient[part],) = torch.autograd.grad(logits, states, slope)
@@ -133,8 +139,8 @@ def distillation_loss(
     labels: torch.Tensor,
     weights: torch.Tensor,
     head: Head,
-    total_weight: float,
-    total_positions: int,
+    total_weight: float | torch.Tensor,
+    total_positions: float | torch.Tensor,
     ce: float = 0.5,
     kd: float = 1.0,
     temperature: float = 1.0,
@@ -153,10 +159,10 @@ def distillation_loss(
     Args:
         student: final normed states (N, d) that predict y_1 .. y_T and TERM; gradients flow to them.
         teacher: the same positions' states under demonstrations, (N, d), or None (kd must be 0).
-        labels: the tokens predicted (N,).
+        labels: the tokens predicted (N,); -1 at positions that are padding and do not count.
         weights: w_t (N,), float32.
         head: frozen output head, (n, d) -> (n, V).
-        total_weight: sum of w_t over the effective batch.
+        total_weight: sum of w_t over the effective batch; both totals are numbers or float32 scalars on the device.
         total_positions: number of predicting positions of the effective batch.
         ce: weight of L_wce.
         kd: weight of L_kd.

@@ -12,6 +12,7 @@ import torch
 from dive.data.draws import stream
 from dive.devices import explained_memory, upload
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
+from dive.distillation.recorded import recorded_gradient
 from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
 from dive.files import atomic_path
@@ -124,6 +125,7 @@ class Run:
         self.settings = method["optimiser"]
         groups = self.intervention.parameter_groups(self.settings)
         self.rates = [group["lr"] for group in groups]
+        self.recorded = None if self.hidden else recorded_gradient(student, self.loss)
         self.optimiser = torch.optim.AdamW(groups, fused=self.backbone.device.type == "cuda" or None)
         self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
         self.total_steps = self.steps_per_epoch * method["epochs"]
@@ -175,7 +177,7 @@ class Run:
                 "lower methods.*.optimiser.lr, or set backbones.*.dtype to float32"
             )
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=self.recorded is None)
         parts = [sum(part) for part in zip(*(of_one.sums for of_one in supervision), strict=True)]
         shares = [part / sum(parts) for part in parts]
         tokens = sum(self.lengths[row] for row in batch)
@@ -218,13 +220,18 @@ class Run:
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         for begin in range(0, len(batch), self.micro_batch):
             rows = batch[begin : begin + self.micro_batch]
+            each = torch.cat([weights[row].weights for row in rows])
+            taught = self._teacher_of(rows, teacher)
             with explained_memory("backbones.*.batch.training"):
+                if self.recorded is not None:
+                    sums[:3] += self.recorded(rows, taught, each, total_weight, total_positions)
+                    continue
                 predictions = self.student(rows, layers=bool(self.hidden))
                 losses = distillation_loss(
                     predictions.states,
-                    self._teacher_of(rows, teacher),
+                    None if taught is None else upload(taught, device),
                     predictions.labels,
-                    upload(torch.cat([weights[row].weights for row in rows]), device),
+                    upload(each, device),
                     self.backbone.head,
                     total_weight,
                     total_positions,
@@ -232,7 +239,7 @@ class Run:
                 )
                 total, alignment = losses.total, torch.zeros((), device=device)
                 if self.hidden:
-                    taught = self._teacher_of(rows, self.layers)
+                    taught = upload(self._teacher_of(rows, self.layers), device)
                     n_terms = len(taught) * total_positions
                     alignment = hidden_alignment(predictions.layers, taught) / n_terms
                     total = total + self.hidden * alignment
@@ -241,7 +248,7 @@ class Run:
         return sums
 
     def _teacher_of(self, rows: Sequence[int], states: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
-        """The cached states (N, width), or of all layers (L, N, width), of some queries."""
+        """The cached states (N, width), or of all layers (L, N, width), of some queries; on the CPU."""
         if states is None:
             return None
         parts = []
@@ -253,7 +260,7 @@ class Run:
                     "the cache was made with another tokenizer or max_report_tokens: remove it and run again"
                 )
             parts.append(part)
-        return upload(torch.cat(parts, dim=-2), self.backbone.device)
+        return torch.cat(parts, dim=-2)
 
     def _validate(self, done: Progress) -> None:
         """Ask the validation studies; keeps the best state."""

@@ -93,7 +93,15 @@ class Prefixes:
         """The prefixes of the prompts in ``rows``, with a cache that may be appended to."""
         if self._kept is None:
             return self._compute(rows)
-        index = upload(torch.tensor(rows), self._kept.mask.device)
+        return self.of(upload(torch.tensor(rows), self._kept.mask.device))
+
+    @property
+    def kept(self) -> bool:
+        """Whether they are in memory."""
+        return self._kept is not None
+
+    def of(self, index: torch.Tensor) -> Prefix:
+        """The kept prefixes of the prompts in ``index`` (B,), on the device."""
         cache = copy.copy(self._kept.cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(index)
@@ -185,6 +193,25 @@ class Student:
                 hidden = self.backbone.extend(answers.ids, seen, answers.next_position, prefix.cache)
             states = states_at(hidden, answers.mask)
             return Predictions(states, answers.labels, recording and recording.at(answers.mask))
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether prompt prefixes are in memory, so that `at_fixed_shapes` can be called."""
+        return self._prefixes is not None and self._prefixes.kept
+
+    def at_fixed_shapes(self, index: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Final normed states (B, A, width) of padded answers, padding included; all arguments are on the device.
+
+        Args:
+            index: of the prompts (B,).
+            ids: (B, A), see ``Answers``.
+            mask: (B, A) bool, True where a label is.
+        """
+        prefix = self._prefixes.of(index)
+        seen = torch.cat([prefix.mask, mask], dim=1)
+        # No state that counts sees padding, which lies on the right: it may be steered, and no row need be chosen.
+        with self.steering.at(torch.ones(mask.shape, dtype=torch.bool)):
+            return self.backbone.extend(ids, seen, prefix.next_position, prefix.cache)
 
     @torch.no_grad()
     def validate(self, rows: Sequence[int]) -> tuple[float, float]:

@@ -62,7 +62,7 @@ class DynamicSteering(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, d) in the dtype of ``hidden``."""
-        if has_triton(hidden.device.type) and not self.shuffled and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and has_triton(hidden.device.type) and not self.shuffled:
             from dive.steering.fused import Steer
 
             own = (self.D, self.b, self.U) if self.rank else (None, None, None)

@@ -1,0 +1,133 @@
+"""Gradients of training steps that a GPU replays: recorded once for each shape of a micro-batch, as CUDA graphs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dive.devices import has_triton
+from dive.distillation.losses import distillation_loss
+from dive.distillation.student import Student
+
+STRIDE = 16
+"""Lengths of reports are padded to a multiple of this, so that few shapes occur."""
+
+
+class RecordedGradient:
+    """Loss and gradient of a micro-batch, at shapes that seldom change.
+
+    A step of training is several thousand kernels, and a CPU needs longer to launch them than a GPU to run them. A
+    replayed graph launches them all at once; it repeats addresses and shapes. So reports are padded to a multiple of
+    `STRIDE` tokens, padding is part of the loss with weight 0, and what a micro-batch consists of is copied to where
+    the graph reads it. Gradients are added to the parameters' ``grad``, whose tensors must stay: zero them with
+    ``set_to_none=False``. On a device without graphs the same computation runs as it is.
+
+    Args:
+        student: with prefixes that are kept in memory.
+        loss: kd, ce and temperature.
+    """
+
+    def __init__(self, student: Student, loss: Mapping[str, float]) -> None:
+        self.student, self.loss, self.backbone = student, loss, student.backbone
+        self._graphs: dict[tuple[int, int], tuple[dict[str, torch.Tensor], Callable[[], torch.Tensor]]] = {}
+        self._pool: Any = None
+        for parameter in student.steering.intervention.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def __call__(
+        self,
+        rows: Sequence[int],
+        teacher: torch.Tensor | None,
+        weights: torch.Tensor,
+        total_weight: float,
+        total_positions: int,
+    ) -> torch.Tensor:
+        """Add a micro-batch's gradient to the parameters'.
+
+        Args:
+            rows: indices of the student's prompts.
+            teacher: cached states of all their labels (N, width), on the CPU, or None where kd is 0.
+            weights: w_t of all their labels (N,), on the CPU.
+            total_weight: sum of the weights over the effective batch.
+            total_positions: labels of the effective batch.
+
+        Returns:
+            Its part of loss, L_wce and L_kd, (3,), on the device.
+        """
+        prompts = [self.student.prompts[row] for row in rows]
+        longest = STRIDE * math.ceil(max(prompt.n_labels for prompt in prompts) / STRIDE)
+        given = {
+            "rows": torch.tensor(rows),
+            "ids": torch.zeros(len(rows), longest, dtype=torch.long),
+            "mask": torch.zeros(len(rows), longest, dtype=torch.bool),
+            "labels": torch.full((len(rows), longest), -1),
+            "weights": torch.zeros(len(rows), longest),
+            "totals": torch.tensor([total_weight, float(total_positions)]),
+        }
+        if teacher is not None:
+            given["teacher"] = torch.zeros(len(rows), longest, teacher.shape[-1], dtype=teacher.dtype)
+        begin = 0
+        for row, prompt in enumerate(prompts):
+            n, first = prompt.n_labels, prompt.prompt_length - 1
+            given["ids"][row, :n] = torch.tensor(prompt.ids[first : first + n])
+            given["mask"][row, :n] = True
+            given["labels"][row, :n] = torch.tensor(prompt.labels)
+            given["weights"][row, :n] = weights[begin : begin + n]
+            if teacher is not None:
+                given["teacher"][row, :n] = teacher[begin : begin + n]
+            begin += n
+        shape = len(rows), longest
+        if shape not in self._graphs:
+            held = {name: value.to(self.backbone.device) for name, value in given.items()}
+            self._graphs[shape] = held, self._record(held)
+        held, replay = self._graphs[shape]
+        for name, value in given.items():
+            held[name].copy_(value.pin_memory() if held[name].is_cuda else value, non_blocking=True)
+        return replay()
+
+    def _record(self, held: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """A function that computes the gradient of what ``held`` holds when it is called."""
+
+        def compute() -> torch.Tensor:
+            hidden = self.student.at_fixed_shapes(held["rows"], held["ids"], held["mask"])
+            losses = distillation_loss(
+                hidden.flatten(0, 1),
+                held["teacher"].flatten(0, 1) if "teacher" in held else None,
+                held["labels"].flatten(),
+                held["weights"].flatten(),
+                self.backbone.head,
+                *held["totals"].unbind(),
+                **self.loss,
+            )
+            losses.total.backward()
+            return torch.stack([losses.total, losses.cross_entropy, losses.distillation]).detach()
+
+        if self.backbone.device.type != "cuda":
+            return compute
+        gradients = [parameter.grad for parameter in self.student.steering.intervention.parameters()]
+        before = [gradient.clone() for gradient in gradients]
+        # Kernels are compiled and libraries initialised in a pass that is not recorded, and then undone.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            compute()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            sums = compute()
+        self._pool = graph.pool()
+        for gradient, value in zip(gradients, before, strict=True):
+            gradient.copy_(value)
+
+        def replayed() -> torch.Tensor:
+            graph.replay()
+            return sums
+
+        return replayed
+
+
+def recorded_gradient(student: Student, loss: Mapping[str, float]) -> RecordedGradient | None:
+    """A `RecordedGradient` where it can be used and pays: on a GPU with Triton, with prefixes that are kept."""
+    usable = has_triton(student.backbone.device.type) and student.keeps_prefixes and not student.backbone.compiled
+    return RecordedGradient(student, loss) if usable else None
