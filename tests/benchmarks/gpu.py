@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dive.backbones import steps
 from dive.distillation import losses
 from dive.distillation.cache import teacher_states
 from dive.distillation.run import Run, batches_of_epoch, device_peak_memory
@@ -96,6 +97,23 @@ def operations(shape: Shape, lengths: Sequence[int], prefix: int) -> float:
     return tokens * (2 * passes * shape.layer_weights + 6 * shape.width * shape.vocabulary) + attention
 
 
+def agreement(ours: list[list[int]], others: list[list[int]]) -> str:
+    """How many reports are the same, in words."""
+    same = sum(a == b for a, b in zip(ours, others, strict=True))
+    return f"the same {sum(map(len, ours))} tokens" if same == len(ours) else f"{same} of {len(ours)} reports alike"
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """``owner.name`` is ``value`` for a block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 class Memory:
     """Peak memory of a block in GiB, in ``used`` once it is left."""
 
@@ -144,14 +162,25 @@ class Bench:
     def build(self, method: dict) -> Intervention:
         return build_intervention(method, self.shape.layers, self.shape.width, seed=0)
 
-    def step(self, method: dict, limit_bytes: float, repetitions: int) -> tuple[list[float], list[float]]:
-        """Seconds and losses of training steps with one steering, after two to warm up."""
+    def step(
+        self, method: dict, limit_bytes: float, repetitions: int, recorded: bool = True
+    ) -> tuple[list[float], list[float]]:
+        """Seconds and losses of training steps with one steering, after two to warm up.
+
+        Args:
+            method: what steers.
+            limit_bytes: for prompt prefixes; 0 recomputes them.
+            repetitions: steps that are timed.
+            recorded: whether gradients may be replayed from a recorded graph.
+        """
         with Steering(self.backbone.layers, self.build(method)) as steering:
             student = Student(self.backbone, steering, self.prompts, self.features, self.batch, limit_bytes)
             at_once = {**method, "batch_size": self.batch}
             run = Run(
                 student, self.supervision, self.study.queries, self.teacher, at_once, METHOD["loss"], self.batch, 0
             )
+            if not recorded:
+                run.recorded = None
             found: list[float] = []
             way = timed(lambda: found.append(run.step(self.rows, 0)[0]))
             way(), way()
@@ -164,10 +193,10 @@ class Bench:
             self.step(METHOD, 1e12, 1)
         ways = {name: partial(self.step, method, 1e12, 5) for name, method in STEERINGS.items()}
         ways["recomputed"] = partial(self.step, METHOD, 0, 5)
+        ways["plain"] = partial(self.step, METHOD, 1e12, 5, recorded=False)
         found = in_turns(repetitions, ways)
         seconds = {way: [statistics.median(times) for times, _ in of_way] for way, of_way in found.items()}
-        kept, recomputed = (found[way][0][1] for way in ("rank 16", "recomputed"))
-        apart = max(abs(a - b) / abs(a) for a, b in zip(kept, recomputed, strict=True))
+        kept = found["rank 16"][0][1]
         prefix = self.prompts[self.rows[0]].prompt_length - 1
         achieved = operations(self.shape, self.lengths, prefix) / statistics.median(seconds["rank 16"])
         yield self.row(
@@ -175,11 +204,12 @@ class Bench:
             f"{achieved / 1e12:,.2f} T, {milliseconds(seconds['rank 16'])}", f"{peak / 1e12:,.2f} T", achieved / peak,
             "0.5", f"the first loss is {kept[0]:.4f}", memory.used,
         )  # fmt: skip
-        yield self.row(
-            "training step: prefixes recomputed / kept", self.setting, milliseconds(seconds["rank 16"]),
-            milliseconds(seconds["recomputed"]), ratio_of(seconds["recomputed"], seconds["rank 16"]), "",
-            f"losses of {len(kept)} steps, to {apart:.0e}",
-        )  # fmt: skip
+        for words, way in {"prefixes recomputed / kept": "recomputed", "launched / replayed": "plain"}.items():
+            apart = max(abs(a - b) / abs(a) for a, b in zip(kept, found[way][0][1], strict=True))
+            yield self.row(
+                f"training step: {words}", self.setting, milliseconds(seconds["rank 16"]), milliseconds(seconds[way]),
+                ratio_of(seconds[way], seconds["rank 16"]), "", f"losses of {len(kept)} steps, to {apart:.0e}",
+            )  # fmt: skip
         for way, other in (("rank 16", "static"), ("rank 16", "none"), ("static", "none")):
             yield self.row(
                 f"training step: {way} / {other}", self.setting, milliseconds(seconds[way]),
@@ -199,13 +229,9 @@ class Bench:
 
         def compute(way: str) -> None:
             states = student.clone().requires_grad_()
-            loss_and_slope = losses._loss_and_slope_on
-            if way == "operations":
-                losses._loss_and_slope_on = lambda device: losses._loss_and_slope
-            try:
+            chosen = losses.has_triton if way == "kernel" else lambda device_type: False
+            with replaced(losses, "has_triton", chosen):
                 loss = losses.distillation_loss(states, teacher, labels, weights, self.backbone.head, n, n)
-            finally:
-                losses._loss_and_slope_on = loss_and_slope
             loss.total.backward()
             found[way] = [loss.total.detach(), states.grad]
 
@@ -298,8 +324,9 @@ class Bench:
         written: dict[str, list[list[int]]] = {}
         used: dict[str, str] = {}
 
-        def decode(way: str, method: dict | None) -> None:
+        def decode(way: str, method: dict | None, worth_recording: int = steps.WORTH_RECORDING) -> None:
             with ExitStack() as stack:
+                stack.enter_context(replaced(steps, "WORTH_RECORDING", worth_recording))
                 if method is not None:
                     stack.enter_context(Steering(self.backbone.layers, self.build(method)))
                 memory = stack.enter_context(Memory())
@@ -311,17 +338,25 @@ class Bench:
         ways: dict[str, Callable[[], float]] = {
             way: timed(partial(decode, way, method)) for way, method in methods.items()
         }
+        ways["launched"] = timed(partial(decode, "launched", METHOD, sys.maxsize))
         in_turns(1, ways)
         seconds = in_turns(repetitions, ways)
         count = sum(map(len, written["unsteered"]))
         for way in ("rank 16", "static"):
             # Untrained steering costs what trained steering costs and is the identity.
-            same = written[way] == written["unsteered"]
+            same = agreement(written[way], written["unsteered"])
             yield self.row(
                 f"tokens a second: {way} / unsteered", f"batch {batch}, prompts read too", rate(count, seconds[way]),
                 rate(count, seconds["unsteered"]), ratio_of(seconds["unsteered"], seconds[way]), "0.97",
-                f"the same {count} tokens" if same else "OTHER TOKENS", used[way],
+                same, used[way],
             )  # fmt: skip
+
+        same = agreement(written["rank 16"], written["launched"])
+        yield self.row(
+            "tokens a second: steps replayed / launched", f"rank 16, batch {batch}", rate(count, seconds["rank 16"]),
+            rate(count, seconds["launched"]), ratio_of(seconds["launched"], seconds["rank 16"]), "", same,
+            used["launched"],
+        )  # fmt: skip
 
     def compiled(self, repetitions: int) -> Iterator[Row]:
         """Training with ``backbones.<name>.compile``; the decoder stays compiled for what follows."""
@@ -376,7 +411,10 @@ def rows_of(name: str, words: str, ways: dict[str, Callable[[], Iterator[Row]]])
             yield Row(f"{section}: failed", words, "", "", "", None, "", f"{type(error).__name__}: {reason}")
         gc.collect()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with suppress(
+                RuntimeError
+            ):  # after some errors a process has lost its GPU, and every further section says so
+                torch.cuda.empty_cache()
         print(f"{name}, {section}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
 
 

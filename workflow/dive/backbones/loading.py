@@ -19,7 +19,7 @@ from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
 from dive.backbones.shared import Shared, SharedCache, common_length
-from dive.devices import claim_device, explained_memory, upload
+from dive.devices import claim_device, explained_memory, has_triton, upload
 from dive.progress import log
 
 
@@ -103,6 +103,10 @@ class Backbone:
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        if has_triton(self.device.type):
+            from dive.backbones.norms import fuse_norms
+
+            fuse_norms(self.model)
         self.source, self.revision, self.image = source, revision, dict(image or {})
         config = model.config
         self.width: int = config.get_text_config().hidden_size
@@ -134,6 +138,10 @@ class Backbone:
         """
         import torch._dynamo
 
+        if has_triton(self.device.type):
+            from dive.backbones.norms import plain_norms
+
+            plain_norms(self.model)  # torch.compile makes its own kernels of them
         # Or a graph made before a method is attached would be taken for one that steers, silently.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.config.recompile_limit = 64

@@ -181,7 +181,8 @@ class RecordedSteps(Steps):
             hidden = step()
         self._pool = graph.pool()
 
-        def replayed(token: torch.Tensor) -> torch.Tensor:
+        def replayed(token: torch.Tensor, _kept: Any = step) -> torch.Tensor:
+            # The graph reads the memory of all that ``step`` refers to, without owning it.
             ids.copy_(token[:, None])
             graph.replay()
             return hidden

@@ -120,7 +120,8 @@ class RecordedGradient:
         for gradient, value in zip(gradients, before, strict=True):
             gradient.copy_(value)
 
-        def replayed() -> torch.Tensor:
+        def replayed(_kept: Any = compute) -> torch.Tensor:
+            # The graph reads the memory of all that ``compute`` refers to, without owning it.
             graph.replay()
             return sums
 

@@ -18,6 +18,9 @@ ROWS = 16
 BLOCK = 128
 """Width that a program reads at once."""
 
+FEW = 256
+"""Positions up to which each has a program of its own: above it, reading D and U for each costs more."""
+
 
 @triton.jit
 def _gelu(z):
@@ -68,6 +71,40 @@ def _steer(
             s = tl.dot(active, u, s, input_precision=PRECISION)
         steered = h + g * rms[:, None] * s
         tl.store(out + begin_of[:, None] + columns[None, :], steered.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _steer_one(
+    hidden, down, bias, up, shift, gain, out, width, rank, epsilon, RANK: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """h' of one position, for decoding: with few positions, one program for several of them leaves the GPU idle."""
+    begin_of = tl.program_id(0).to(tl.int64) * width
+    lanes = tl.arange(0, BLOCK)
+    squares = tl.zeros([BLOCK], tl.float32)
+    ranks = tl.arange(0, 16 if RANK == 0 else RANK)
+    in_rank = ranks < rank
+    products = tl.zeros([16 if RANK == 0 else RANK, BLOCK], tl.float32)
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        h = tl.load(hidden + begin_of + columns, columns < width, other=0.0).to(tl.float32)
+        squares += h * h
+        if RANK > 0:
+            weights = in_rank[:, None] & (columns < width)[None, :]
+            products += h[None, :] * tl.load(down + ranks[:, None] * width + columns[None, :], weights, other=0.0)
+    rms = tl.maximum(tl.sqrt(tl.sum(squares, 0)) / tl.sqrt(width.to(tl.float32)), epsilon)
+    active = tl.zeros([16 if RANK == 0 else RANK], tl.float32)
+    if RANK > 0:
+        active = _gelu(tl.sum(products, 1) / rms + tl.load(bias + ranks, in_rank, other=0.0))
+    scale = tl.load(gain) * rms
+    for begin in range(0, width, BLOCK):
+        columns = begin + lanes
+        h = tl.load(hidden + begin_of + columns, columns < width, other=0.0).to(tl.float32)
+        s = tl.load(shift + columns, columns < width, other=0.0)
+        if RANK > 0:
+            weights = (columns < width)[:, None] & in_rank[None, :]
+            u = tl.load(up + columns[:, None] * rank + ranks[None, :], weights, other=0.0)
+            s += tl.sum(u * active[None, :], 1)
+        tl.store(out + begin_of + columns, (h + scale * s).to(out.dtype.element_ty), columns < width)
 
 
 @triton.jit
@@ -163,6 +200,12 @@ class Steer(torch.autograd.Function):
         scales = hidden.new_empty(n if keep else 1, dtype=torch.float32)
         none = shift  # never read
         given = (none, none, none) if down is None else (down, bias, up)
+        if not keep and n <= FEW:
+            padded = _sizes(rank)["RANK"]
+            _steer_one[(n,)](
+                hidden, *given, shift, gain, out, width, rank, epsilon, RANK=padded, BLOCK=1024, num_warps=8
+            )
+            return out
         _steer[(triton.cdiv(n, ROWS),)](
             hidden, *given, shift, gain, out, inner, scales, n, width, rank, epsilon, KEEP=keep, **_sizes(rank),
         )  # fmt: skip
