@@ -16,7 +16,7 @@ from dive.backbones.norms import fuse_norms, plain_norms
 
 class OtherRMSNorm(Qwen2RMSNorm):
     def forward(self, states):
-        return 2 * super().forward(states)
+        return super().forward(states) + 1
 
 def outcome(module, states):
     given = states.clone(memory_format=torch.preserve_format).requires_grad_()
