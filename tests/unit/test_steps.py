@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dive.backbones.loading import load_backbone
-from dive.backbones.steps import RecordedSteps, Steps, steps_for
+from dive.backbones.steps import RecordedSteps, Steps, grouped_queries, steps_for
 from dive.steering.attach import Steering
 from dive.steering.base import build_intervention
 from tests.unit import tiny_models
@@ -70,3 +70,22 @@ def test_nothing_is_recorded_without_a_gpu(backbone, world):
     with torch.no_grad():
         backbone.prefill(batch, cache)
     assert type(steps_for(backbone, cache, batch.mask, batch.next_position, 100)) is Steps
+
+
+def test_grouped_queries_are_used_and_leave_nothing_behind(monkeypatch):
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, n, 8, generator=draw) for heads, n in ((6, 1), (2, 5), (2, 5)))
+    mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)[:, None, None]
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 3
+    expected, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    with grouped_queries():
+        assert functions["sdpa"] is not sdpa_attention_forward
+        # Copies of keys and values are what is saved.
+        monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", None)
+        found, _ = functions["sdpa"](layer, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert functions["sdpa"] is sdpa_attention_forward

@@ -1,6 +1,7 @@
 """Decoding one token after another: room for the tokens to come, and on a GPU steps that are recorded and replayed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -154,7 +155,8 @@ class RecordedSteps(Steps):
 
         def step() -> torch.Tensor:
             seen.index_fill_(1, places[0], True)
-            hidden = self.backbone.extend(ids, seen, position, cache)[:, -1]
+            with grouped_queries():
+                hidden = self.backbone.extend(ids, seen, position, cache)[:, -1]
             for number in (position, *places.values()):
                 number.add_(1)
             return hidden
@@ -188,6 +190,42 @@ class RecordedSteps(Steps):
             return hidden
 
         return replayed
+
+
+@contextmanager
+def grouped_queries() -> Iterator[None]:
+    """While it lasts, attention of one new position reads keys and values as they are.
+
+    Several query heads share a head of keys and values. Under a mask transformers copies keys and values for each of
+    them, which at one query costs as much as all weights. Here the query heads of a group are the positions of one
+    head. Where a method listens to attention (`dive.steering.attention`), its own function is left alone.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        **settings: Any,
+    ) -> tuple[torch.Tensor, None]:
+        n_batch, heads, length, size = query.shape
+        if length != 1 or heads == key.shape[1] or (mask is not None and mask.shape[1] != 1):
+            return sdpa_attention_forward(module, query, key, value, mask, **settings)
+        grouped = query.reshape(n_batch, key.shape[1], -1, size)
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=settings.get("scaling"))
+        return out.reshape(n_batch, 1, heads, size), None
+
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
+        yield
+        return
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa_attention_forward)
 
 
 def steps_for(backbone: Backbone, cache: Any, mask: torch.Tensor, position: torch.Tensor, room: int) -> Steps:

@@ -10,6 +10,8 @@ from dive.devices import has_triton
 from dive.distillation.losses import distillation_loss
 from dive.distillation.student import Student
 
+_Tensors = dict[str, torch.Tensor]
+
 STRIDE = 16
 """Lengths of reports are padded to a multiple of this, so that few shapes occur."""
 
@@ -30,7 +32,8 @@ class RecordedGradient:
 
     def __init__(self, student: Student, loss: Mapping[str, float]) -> None:
         self.student, self.loss, self.backbone = student, loss, student.backbone
-        self._graphs: dict[tuple[int, int], tuple[dict[str, torch.Tensor], Callable[[], torch.Tensor]]] = {}
+        # By shape: what the graph reads, from where it is copied there, and the graph.
+        self._graphs: dict[tuple[int, int], tuple[_Tensors, _Tensors, Callable[[], torch.Tensor]]] = {}
         self._pool: Any = None
         for parameter in student.steering.intervention.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -56,17 +59,12 @@ class RecordedGradient:
             Its part of loss, L_wce and L_kd, (3,), on the device.
         """
         prompts = [self.student.prompts[row] for row in rows]
-        longest = STRIDE * math.ceil(max(prompt.n_labels for prompt in prompts) / STRIDE)
-        given = {
-            "rows": torch.tensor(rows),
-            "ids": torch.zeros(len(rows), longest, dtype=torch.long),
-            "mask": torch.zeros(len(rows), longest, dtype=torch.bool),
-            "labels": torch.full((len(rows), longest), -1),
-            "weights": torch.zeros(len(rows), longest),
-            "totals": torch.tensor([total_weight, float(total_positions)]),
-        }
-        if teacher is not None:
-            given["teacher"] = torch.zeros(len(rows), longest, teacher.shape[-1], dtype=teacher.dtype)
+        shape = len(rows), STRIDE * math.ceil(max(prompt.n_labels for prompt in prompts) / STRIDE)
+        given, held, replay = self._graphs.get(shape) or (self._room(shape, teacher), None, None)
+        given["rows"].copy_(torch.tensor(rows))
+        given["totals"].copy_(torch.tensor([total_weight, float(total_positions)]))
+        for name, padding in {"ids": 0, "mask": False, "labels": -1, "weights": 0.0}.items():
+            given[name].fill_(padding)
         begin = 0
         for row, prompt in enumerate(prompts):
             n, first = prompt.n_labels, prompt.prompt_length - 1
@@ -77,16 +75,29 @@ class RecordedGradient:
             if teacher is not None:
                 given["teacher"][row, :n] = teacher[begin : begin + n]
             begin += n
-        shape = len(rows), longest
-        if shape not in self._graphs:
+        if held is None:
             held = {name: value.to(self.backbone.device) for name, value in given.items()}
-            self._graphs[shape] = held, self._record(held)
-        held, replay = self._graphs[shape]
+            replay = self._record(held)
+            self._graphs[shape] = given, held, replay
+        # The last copies from ``given`` are over: the step before this one has read its loss.
         for name, value in given.items():
-            held[name].copy_(value.pin_memory() if held[name].is_cuda else value, non_blocking=True)
+            held[name].copy_(value, non_blocking=True)
         return replay()
 
-    def _record(self, held: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
+    def _room(self, shape: tuple[int, int], teacher: torch.Tensor | None) -> _Tensors:
+        """What a micro-batch of this shape is written to on the CPU, in memory that a GPU copies by itself."""
+        dtypes = {"ids": torch.long, "mask": torch.bool, "labels": torch.long, "weights": torch.float32}
+        room = {name: torch.empty(shape, dtype=dtype) for name, dtype in dtypes.items()}
+        room |= {"rows": torch.empty(shape[0], dtype=torch.long), "totals": torch.empty(2)}
+        if teacher is not None:  # what stands at padding counts nowhere, and must be finite
+            room["teacher"] = torch.zeros(*shape, teacher.shape[-1], dtype=teacher.dtype)
+        return {name: tensor.pin_memory() for name, tensor in room.items()} if self._on_gpu else room
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.backbone.device.type == "cuda"
+
+    def _record(self, held: _Tensors) -> Callable[[], torch.Tensor]:
         """A function that computes the gradient of what ``held`` holds when it is called."""
 
         def compute() -> torch.Tensor:
@@ -103,7 +114,7 @@ class RecordedGradient:
             losses.total.backward()
             return torch.stack([losses.total, losses.cross_entropy, losses.distillation]).detach()
 
-        if self.backbone.device.type != "cuda":
+        if not self._on_gpu:
             return compute
         gradients = [parameter.grad for parameter in self.student.steering.intervention.parameters()]
         before = [gradient.clone() for gradient in gradients]

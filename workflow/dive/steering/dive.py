@@ -63,10 +63,10 @@ class DynamicSteering(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, d) in the dtype of ``hidden``."""
         if not torch.compiler.is_compiling() and has_triton(hidden.device.type) and not self.shuffled:
-            from dive.steering.fused import Steer
+            from dive.steering.fused import steer
 
             own = (self.D, self.b, self.U) if self.rank else (None, None, None)
-            return Steer.apply(hidden, *own, self.v, self.g, EPSILON)
+            return steer(hidden, *own, self.v, self.g, EPSILON)
         h = hidden.float()
         rms = rms_of(h)
         s = self.v

@@ -166,51 +166,74 @@ def _unsteer(
         tl.store(out + at, total.to(out.dtype.element_ty), inside)
 
 
-class Steer(torch.autograd.Function):
+def steer(
+    hidden: torch.Tensor,
+    down: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    up: torch.Tensor | None,
+    shift: torch.Tensor,
+    gain: torch.Tensor,
+    epsilon: float,
+) -> torch.Tensor:
     """``h' = h + g rms(h).detach() (v + U gelu(D h / rms(h) + b))`` of N positions.
 
-    Args of ``apply``:
+    Args:
         hidden: h (N, d), on a GPU, in any floating-point type.
-        down: D (r, d), or None for a static shift; bias: b (r,), or None; up: U (d, r), or None.
+        down: D (r, d), float32 as all parameters; None for a static shift.
+        bias: b (r,), or None.
+        up: U (d, r), or None.
         shift: v (d,).
         gain: g, a scalar.
         epsilon: the least rms.
 
     Returns:
-        h' (N, d) in the type of ``hidden``. All parameters are float32.
+        h' (N, d) in the type of ``hidden``.
     """
+    if torch.is_grad_enabled():
+        return _Steer.apply(hidden, down, bias, up, shift, gain, epsilon)
+    return _forward(hidden.contiguous(), _or_none(down, bias, up, shift), shift, gain, epsilon, keep=False)[0]
+
+
+def _or_none(down: Any, bias: Any, up: Any, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """D, b and U; a kernel needs tensors in their place where there are none, and does not read them."""
+    return (shift, shift, shift) if down is None else (down, bias, up)
+
+
+def _forward(
+    hidden: torch.Tensor,
+    given: tuple[torch.Tensor, ...],
+    shift: torch.Tensor,
+    gain: torch.Tensor,
+    epsilon: float,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """h', and z (N, r) and rms (N,) where they are kept for the backward pass."""
+    n, width = hidden.shape
+    rank = 0 if given[0] is shift else given[0].shape[0]
+    sizes, out = _sizes(rank), torch.empty_like(hidden)
+    inner = hidden.new_empty((n, rank) if keep else (1, 1), dtype=torch.float32)
+    scales = hidden.new_empty(n if keep else 1, dtype=torch.float32)
+    if not keep and n <= FEW:
+        _steer_one[(n,)](
+            hidden, *given, shift, gain, out, width, rank, epsilon, RANK=sizes["RANK"], BLOCK=1024, num_warps=8
+        )
+    else:
+        _steer[(triton.cdiv(n, ROWS),)](
+            hidden, *given, shift, gain, out, inner, scales, n, width, rank, epsilon, KEEP=keep, **sizes
+        )
+    return out, inner, scales
+
+
+class _Steer(torch.autograd.Function):
+    """`steer` with its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        down: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        up: torch.Tensor | None,
-        shift: torch.Tensor,
-        gain: torch.Tensor,
-        epsilon: float,
-    ) -> torch.Tensor:
-        hidden = hidden.contiguous()
-        n, width = hidden.shape
-        rank = 0 if down is None else down.shape[0]
-        keep = any(ctx.needs_input_grad)
-        out = torch.empty_like(hidden)
-        inner = hidden.new_empty((n, rank) if keep else (1, 1), dtype=torch.float32)
-        scales = hidden.new_empty(n if keep else 1, dtype=torch.float32)
-        none = shift  # never read
-        given = (none, none, none) if down is None else (down, bias, up)
-        if not keep and n <= FEW:
-            padded = _sizes(rank)["RANK"]
-            _steer_one[(n,)](
-                hidden, *given, shift, gain, out, width, rank, epsilon, RANK=padded, BLOCK=1024, num_warps=8
-            )
-            return out
-        _steer[(triton.cdiv(n, ROWS),)](
-            hidden, *given, shift, gain, out, inner, scales, n, width, rank, epsilon, KEEP=keep, **_sizes(rank),
-        )  # fmt: skip
+    def forward(ctx: Any, hidden: torch.Tensor, *parameters: Any) -> torch.Tensor:
+        *given, shift, gain, epsilon = parameters
+        hidden, given = hidden.contiguous(), _or_none(*given, shift)
+        out, inner, scales = _forward(hidden, given, shift, gain, epsilon, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(hidden, *given, shift, gain, inner, scales)
-        ctx.rank, ctx.epsilon = rank, epsilon
+        ctx.rank, ctx.epsilon = 0 if given[0] is shift else given[0].shape[0], epsilon
         return out
 
     @staticmethod
