@@ -105,25 +105,39 @@ def read_vocabulary(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
     if unknown:
         raise DataError(f"annotation.classes has {', '.join(unknown)}; choose from {', '.join(CLASSES)}")
     forms: dict[str, str] = {}
-    with open(path, newline="", encoding="utf-8") as handle:
-        rows = csv.DictReader(handle)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise DataError(f"{path} must have the columns {', '.join(COLUMNS)}")
-        for line, row in enumerate(rows, start=2):
-            if row["class"] not in CLASSES:
-                raise DataError(f"{path}, line {line}: class {row['class']!r} is none of {', '.join(CLASSES)}")
-            if row["class"] not in classes:
-                continue
-            try:
-                expanded = expand(row["surface"])
-            except ValueError as error:
-                raise DataError(f"{path}, line {line}: {error}") from None
-            for form in expanded:
-                if forms.setdefault(form, row["observation"]) != row["observation"]:
-                    raise DataError(f"{path}, line {line}: {form!r} stands for {forms[form]} already")
+    for line, (observation, surface, kind, _) in _vocabulary_rows(path):
+        if kind not in CLASSES:
+            raise DataError(f"{path}, line {line}: class {kind!r} is none of {', '.join(CLASSES)}")
+        if kind not in classes:
+            continue
+        try:
+            expanded = expand(surface)
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: {error}") from None
+        for form in expanded:
+            if forms.setdefault(form, observation) != observation:
+                raise DataError(f"{path}, line {line}: {form!r} stands for {forms[form]} already")
     if not forms:
         raise DataError(f"{path} has no form of the classes {', '.join(classes) or '(none)'} (annotation.classes)")
     return forms
+
+
+def _vocabulary_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines and cells of the table below its header."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = csv.reader(handle, strict=True)
+            if tuple(next(rows, ())) != COLUMNS:
+                raise DataError(f"{path} must have the columns {', '.join(COLUMNS)}")
+            for cells in filter(None, rows):
+                if len(cells) != len(COLUMNS):
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: has {len(cells)} cells, not {len(COLUMNS)}; put a cell with a "
+                        "comma in quotes"
+                    )
+                yield rows.line_num, cells
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no vocabulary that can be read ({error}); it is a CSV file in UTF-8") from None
 
 
 def expand(surface: str) -> list[str]:
