@@ -166,7 +166,8 @@ def test_a_method_s_scores_name_the_checkpoint(weights, tmp_path):
     from tests.unit import test_score
 
     uids = ["t1", "t2", "t3"]
-    table = {"study_uid": uids, "patient_uid": ["p1", "p1", "p2"], "target": [test_score.TARGETS[uid] for uid in uids]}
+    owners = ["pt1", "pt2", "pt3"]  # as generate() has them
+    table = {"study_uid": uids, "patient_uid": owners, "target": [test_score.TARGETS[uid] for uid in uids]}
     pq.write_table(pa.table(table), tmp_path / "studies.parquet")
     (tmp_path / "pool.json").write_text(json.dumps({"test": uids}))
     generations = {seed: test_score.generate(tmp_path, seed, [(uid, "Effusion.") for uid in uids]) for seed in (0, 1)}
