@@ -143,7 +143,7 @@ def _lines(path: Path, handle: Any) -> Iterator[str]:
         number += 1
         if len(line) > LONGEST_LINE:
             raise DataError(
-                f"{path}, line {number}: has more than {LONGEST_LINE:,} characters; add the missing line breaks"
+                f"{path}, line {number}: has more than {LONGEST_LINE:,} characters; add line breaks or shorten it"
             )
         if found := _NO_TEXT.search(line):
             raise DataError(
