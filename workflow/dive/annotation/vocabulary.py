@@ -124,6 +124,8 @@ def read_vocabulary(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
 
 def _vocabulary_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Lines and cells of the table below its header."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: is no vocabulary that can be read; name a CSV file")
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             rows = csv.reader(handle, strict=True)

@@ -194,12 +194,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--reports", help="parquet to write: the additive statistics of every report")
     add("--radgraph", help="folder that holds <archive>/{config.json, weights.th, vocabulary/}")
     add("--archive", default="radgraph-xl", help="RadGraph's archive (default: %(default)s)")
-    add(
-        "--max-words",
-        type=natural,
-        default=350,
-        help="words of a hypothesis that RadGraph reads (default: %(default)s)",
-    )
+    words = "words of a hypothesis that RadGraph reads (default: %(default)s)"
+    add("--max-words", type=natural, default=350, help=words)
     add("--lower", action="store_true", help="lower-case both sides for RadGraph")
     add("--chexbert", help="CheXbert's checkpoint, chexbert.pth")
     add("--encoder", default="bert-base-uncased", help="its BERT's configuration and vocabulary (default: %(default)s)")
@@ -249,8 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{scorer.name}: {', '.join(f'{key} {value}' for key, value in scorer.identity.items() if key != 'scorer')}"
         )
     print_table(table, files)
+    sys.stdout.flush()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        # Whoever reads the table, such as head, has seen enough: nothing is left to flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
