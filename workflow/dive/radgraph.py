@@ -132,7 +132,7 @@ def load_archive(path: str, archive: str, device: str = "auto", key: str = "scor
     The package loads the weights strictly by key; tensors only, as torch loads by default.
 
     Raises:
-        WeightsError: the weights are no plain tensors or do not fit the archive's configuration.
+        WeightsError: the weights are no plain tensors, do not fit the archive's configuration, or are not finite.
     """
     import torch
 
@@ -154,5 +154,7 @@ def load_archive(path: str, archive: str, device: str = "auto", key: str = "scor
                 f"{weights}: not the weights of {archive} that config.json beside it describes ({reason}). "
                 "`make fetch-assets` says which archive is expected."
             ) from error
+    if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
+        raise WeightsError(f"{weights}: holds values that are not finite, so it is damaged; unpack the archive again")
     log.info("RadGraph: archive %s, radgraph %s", archive, version("radgraph"))
     return model.eval()
