@@ -10,7 +10,7 @@ import yaml
 from dive.data import check
 from dive.data.check import compare_sizes, count_pool, inspect, main, print_estimates, split_sizes
 from dive.data.estimates import GEMMA3, QWEN25_VL, Counts, Machine, estimate, read_shape, shape_of
-from dive.data.roots import MIMIC_CXR_SIZES
+from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES
 from dive.data.selection import Selection
 from tests.project import ROOT
 from tests.unit.trees import ChexpertTree, MimicTree, report
@@ -97,6 +97,8 @@ def test_official_sizes():
     assert len(lines) == 3
     assert all(line.endswith("(as released)") for line in lines)
     assert sum(size["studies"] for size in MIMIC_CXR_SIZES.values()) == 227_835
+    images = compare_sizes(CHEXPERT_PLUS_SIZES, CHEXPERT_PLUS_SIZES, ("images",))  # nothing else is published by split
+    assert all(line.endswith("(images as released)") for line in images)
     assert "0 studies" in compare_sizes({}, MIMIC_CXR_SIZES, ("studies",))[0]
 
 
@@ -208,6 +210,26 @@ def test_a_transfer_trains_elsewhere_and_writes_here(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "mimic-cxr, medgemma-4b: h: cache_vision 0.00, generate" in printed
     assert re.search(r"chexpert-plus, medgemma-4b: h: .*distill.*cache_teacher", printed)
+
+
+def test_why_there_is_no_estimate_is_said_as_it_is(tmp_path, capsys):
+    """A folder whose family is unknown has a config.json, and is not told that it has none."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    config = check.read_config([str(ROOT / "config.yaml"), str(ROOT / "config/paper.yaml")])
+    backbone = config["backbones"]["medgemma-4b"]
+    config["backbones"] |= {"other": {**backbone, "path": str(folder)}, "absent": {**backbone, "path": "some/body"}}
+    grid = {"datasets": ["mimic-cxr"], "backbones": ["other", "absent"], "methods": ["zero_shot"]}
+    print_estimates(config, [grid], {"mimic-cxr": COUNTS}, Machine(), 1.5)
+    lines = capsys.readouterr().out.splitlines()
+    known = "its config.json has model_type 'llava', and estimates are made for gemma3 and qwen2_5_vl alone"
+    assert f"  mimic-cxr, other: no estimate: {known}" in lines
+    absent = (
+        "no config.json of backbones.absent.path (some/body) is on this machine; fetch the model or correct the path"
+    )
+    assert f"  mimic-cxr, absent: no estimate: {absent}" in lines
+    assert lines[-1].startswith("  all without the 2 that have no estimate: 0.0 GPU hours")
 
 
 def test_computing_bounds_large_work_and_calls_small():

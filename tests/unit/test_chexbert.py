@@ -142,9 +142,18 @@ def test_wrong_checkpoints_are_errors(weights, tmp_path):
     assert "1 of another shape (first: linear_heads.0.weight)" in told({"model_state_dict": misshapen})
     assert "no model_state_dict" in told(state)
     assert "not a file of plain tensors" in told({**stored, "payload": pickle.Unpickler})
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(WeightsError, match="not a file of plain tensors"):
-        CheXbert(str(path), weights[1], device="cpu").classes(["Effusion."])
+    damaged = {
+        key: torch.full_like(value, float("nan")) if "heads.0.b" in key else value for key, value in state.items()
+    }
+    assert "no tensors of finite numbers" in told({"model_state_dict": damaged})
+    assert "no tensors of finite numbers" in told({"model_state_dict": {**state, "module.linear_heads.0.bias": 5}})
+    for content in (b"no checkpoint", b"", b"hello world\n" * 99, b"hypothesis,reference\na,b\n"):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="not a file of plain tensors") as caught:
+            CheXbert(str(path), weights[1], device="cpu").classes(["Effusion."])
+        assert "weights_only" not in str(caught.value)  # torch's advice to trust the file
+    with pytest.raises(WeightsError, match=r"scores.chexbert.encoder: .*bert-absent gives no BERT .*name a folder"):
+        CheXbert(weights[0], f"{weights[1]}-absent", device="cpu").classes(["Effusion."])
     with pytest.raises(WeightsError, match="make fetch-assets"):
         CheXbert(str(tmp_path / "absent.pth"))
 
@@ -166,7 +175,8 @@ def test_a_method_s_scores_name_the_checkpoint(weights, tmp_path):
     from tests.unit import test_score
 
     uids = ["t1", "t2", "t3"]
-    table = {"study_uid": uids, "patient_uid": ["p1", "p1", "p2"], "target": [test_score.TARGETS[uid] for uid in uids]}
+    owners = ["pt1", "pt2", "pt3"]  # as generate() has them
+    table = {"study_uid": uids, "patient_uid": owners, "target": [test_score.TARGETS[uid] for uid in uids]}
     pq.write_table(pa.table(table), tmp_path / "studies.parquet")
     (tmp_path / "pool.json").write_text(json.dumps({"test": uids}))
     generations = {seed: test_score.generate(tmp_path, seed, [(uid, "Effusion.") for uid in uids]) for seed in (0, 1)}

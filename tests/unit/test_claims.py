@@ -81,6 +81,8 @@ def test_over_settings_a_claim_holds_where_all_hold_and_fails_where_one_fails(tm
     found, _ = lines(tmp_path, a=comparison(), b=comparison(metrics=("rouge_l",)))
     assert found["overall", "bleu4", None]["verdict"] == UNRESOLVED  # what was not measured is not assumed
     assert found["setting", "bleu4", "b"]["verdict"] == UNMEASURED
+    _, notes = lines(tmp_path, a=comparison(), b=comparison(metrics=("rouge_l",)))
+    assert "Not measured in 1 of 2 settings: best BLEU-4 (the metric was not measured)." in notes
 
 
 def test_without_weights_or_baselines_nothing_is_said_and_proxies_never_stand_in(tmp_path):

@@ -1,10 +1,14 @@
 """The lexicon proxies: labels and graphs read by hand, rewards counted by hand, agreement with the truth."""
 
+import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dive.annotation.vocabulary import CLASSES, CONTRAST, Cues, VocabularyAnnotator
+from dive.data.generations import LONGEST
 from dive.data.studies import LABELS
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import sample_style, write_report
@@ -158,3 +162,66 @@ def test_labels_agree_with_the_truth_behind_synthetic_reports(words):
         said = words.labels(write_report(findings, sample_style(rng), rng))
         counts += label_counts(said, np.array([int(label in truth) for label in LABELS]))
     assert label_scores(counts, "lexicon_label")["lexicon_label_f1"] > 99
+
+
+PIECES = (
+    "effusion and ",
+    "left ",
+    "left effusion but ",
+    "possible ",
+    "no change in ",
+    "heart is not ",
+    "lung ",
+    "....x",
+)
+PIECES += ("pleural  -", "cannot be excluded; ", "\n ", "- ", "has now since ", "edema. ", "y", "opaci\u017f ")
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_longest_text_is_read_in_seconds_whatever_it_repeats(piece):
+    """Each took the square of the length, or a multiple of it, in one of its steps: minutes for such a text."""
+    text = (piece * LONGEST)[:LONGEST]
+    words, annotate = Lexicon(VOCABULARY), VocabularyAnnotator(VOCABULARY, CLASSES, include_cues=True)
+    began = time.process_time()
+    words.labels(text), words.graph(text), annotate(text)
+    assert time.process_time() - began < 3
+
+
+def test_cues_are_those_of_a_search_around_every_mention():
+    """By definition: no cue across a contrast, cues behind up to the limit, uncertain before negative."""
+    draw = random.Random(0)
+    pieces = [
+        "no",
+        "possible",
+        "but",
+        "effusion",
+        "edema",
+        "is absent",
+        "there is",
+        "unlikely",
+        ",",
+        "and",
+        "; ",
+        "has",
+    ]
+    pieces += ["cannot be excluded", "resolved", "no change in", "apart from", "normal", "without", "versus", "left"]
+    for _ in range(500):
+        sentence = " ".join(draw.choice(pieces) for _ in range(draw.randrange(1, 15)))
+        cues = Cues(sentence)
+        begins = [index for index in range(len(sentence)) if not index or sentence[index - 1] == " "]
+        for start in begins:
+            end = start + len(sentence[start:].split(" ")[0])
+            limit = draw.choice([len(sentence), *(begin for begin in begins if begin > end)])
+            first = max((match.end() for match in CONTRAST.finditer(sentence, 0, start)), default=0)
+            stop = CONTRAST.search(sentence, end, limit)
+            last = stop.start() if stop else limit
+            expected = next(
+                (
+                    (polarity, place)
+                    for polarity, forward, places in cues._cues
+                    for place in places
+                    if (first <= place[0] and place[1] <= start if forward else end <= place[0] and place[1] <= last)
+                ),
+                ("positive", None),
+            )
+            assert cues.polarity_of(start, end, limit) == expected, sentence

@@ -111,6 +111,15 @@ def test_wrong_archives_are_errors(folder, tmp_path):
     torch.save(state, spoilt / "radgraph/weights.th")
     with pytest.raises(WeightsError, match=r"not the weights of radgraph .*Missing key"):
         RadGraph(str(spoilt), "radgraph", device="cpu").graphs(["Effusion."])
+    name, values = state.popitem()
+    whole = torch.load(f"{folder}/radgraph/weights.th", weights_only=True)
+    torch.save({**whole, name: torch.full_like(values, float("nan"))}, spoilt / "radgraph/weights.th")
+    with pytest.raises(WeightsError, match="holds values that are not finite"):
+        RadGraph(str(spoilt), "radgraph", device="cpu").graphs(["Effusion."])
+    for content in (b"", b"no weights of anything\n" * 99):
+        (spoilt / "radgraph/weights.th").write_bytes(content)
+        with pytest.raises(WeightsError, match="not the weights of radgraph"):
+            RadGraph(str(spoilt), "radgraph", device="cpu").graphs(["Effusion."])
     torch.save({"payload": RadGraph}, spoilt / "radgraph/weights.th")
     with pytest.raises(WeightsError, match="not the weights of radgraph"):
         RadGraph(str(spoilt), "radgraph", device="cpu").graphs(["Effusion."])

@@ -193,7 +193,8 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "A &amp; B, Tiny" in page
     assert '<span class="best">40.0</span>' in page
     assert "2 of 3" in page
-    assert "<b>2 of 4</b><span>claims of the abstract hold</span>" in page
+    # Two of the abstract's four claims need weights that were not given: these neither hold nor fail.
+    assert "<b>2 of 2</b><span>measured claims of the abstract hold, 2 not measured</span>" in page
     assert "<b>DIVE static beats DIVE: BLEU-4</b>" in page
     assert "competitive CheXbert F1" in page
     assert re.search(r'class="no">✗ not met: 10.40<', page)
@@ -213,6 +214,29 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     small = (tmp_path / "small.html").read_text()
     assert 'id="acceptance"' not in small
     assert 'id="claims"' not in small
+
+
+def test_what_the_page_says_of_spreads_and_intervals_is_what_it_shows(scores, tmp_path):
+    """Beside a number stands the standard deviation, as the note says; the interval is what one sees on pointing."""
+    settings = {"alpha": 0.1, "resamples": 700}
+    layout = {**LAYOUT, "seeds": [0, 1, 2], "significance": settings}
+    metrics = {"bleu4": {"value": 40.0, "low": 38.2, "high": 41.9}}
+    compared = {"patients": 5, "methods": {name: {"metrics": metrics} for name in METHODS}, "comparisons": []}
+    (tmp_path / "compared.json").write_text(json.dumps(compared))
+    files = [str(tmp_path / name) for name in ("main.tex", "main.csv")]
+    write_tables(scores, layout, *files, {("set", "tiny"): str(tmp_path / "compared.json")})
+    arguments = {"template": TEMPLATE, "title": "t", "figures": {}, "flows": {}}
+    write_report(str(tmp_path / "p.html"), tables={"main": files[1]}, layouts={"main": layout}, **arguments)
+    page = (tmp_path / "p.html").read_text()
+    cell = re.search(r'<td class="number"><span class="best"([^>]*)>40.0</span>(.*?)</td>', page)
+    assert cell[1] == ' title="interval 38.2 to 41.9"'
+    assert cell[2] == '<span class="spread">±1.0</span>'
+    assert "<li>Beside a number, after ±, stands its standard deviation over seeds.</li>" in page
+    assert "<li>Point at a number to see its 90 % interval: paired bootstrap over patients and seeds, 700" in page
+    assert "stands its 90" not in page
+    tex = Path(files[0]).read_text()
+    assert r"Beside a score (stop rate and length ratio aside) stands its 90 \% interval" in tex
+    assert "standard deviation" not in tex
 
 
 def test_tables_of_grids_that_are_not_run_now_are_named(tmp_path):

@@ -1,10 +1,13 @@
 """ROUGE-L against the rouge-score package and hand-computed cases."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from dive.data.generations import LONGEST
 from dive.scores.rouge import common_subsequence, rouge_l, rouge_tokens
 
 WORDS = ["Opacities", "opacity", "are", "seen", "IN", "the", "lungs", "lung", ".", "1.5", "cm", "no", "é"]
@@ -40,3 +43,13 @@ def test_equals_rouge_score(stem, hypothesis, reference):
 @given(TEXTS)
 def test_identity_scores_100(text):
     assert score(text, text) == pytest.approx(100 if rouge_tokens(text) else 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["y" * (LONGEST - 7) + "ational", "a b c " * (LONGEST // 6), "no effusion and " * 6_000]
+)
+def test_the_longest_texts_take_seconds(text):
+    """One word of y took minutes: the stemmer looks back over all of them from each."""
+    began = time.process_time()
+    assert score(text, text) == pytest.approx(100)
+    assert time.process_time() - began < 3

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dive.data.generations import read_generations, write_generations
+from dive.data.generations import LONGEST, read_generations, write_generations
 from dive.scores.bleu import corpus_bleu
 from dive.scores.constant import best_report, repeat_best_report
 from dive.scores.lexicon import Lexicon
 from dive.scores.rouge import rouge_l, rouge_tokens
-from dive.scores.score import STATISTICS, report_statistics, score_method, scores_from_statistics
+from dive.scores.score import STATISTICS, report_statistics, score_method, score_reports, scores_from_statistics
 
 VOCABULARY = str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")
 TARGETS = {
@@ -116,6 +116,31 @@ def test_every_method_is_scored_on_the_same_studies(world, reports, message):
     with pytest.raises(ValueError, match=rf"seed1.parquet: {message}.*generate it again"):
         score(world, {0: good, 1: generate(world, 1, reports)})
     assert not (world / "scores").exists()
+
+
+def test_a_study_twice_or_under_another_patient_is_refused(world):
+    reports = [("t1", "a"), ("t2", "b"), ("t3", "c")]
+    write_generations(world / "foreign.parquet", [(uid, "pt1", text, 1, True) for uid, text in reports])
+    with pytest.raises(ValueError, match=r"foreign.parquet: 2 studies are under another patient \(first: t2\)"):
+        score(world, {0: str(world / "foreign.parquet")})
+    good = generate(world, 0, reports)
+    pool = json.loads((world / "pool.json").read_text())
+    (world / "pool.json").write_text(json.dumps({**pool, "test": ["t1", "t2", "t3", "t2"]}))
+    with pytest.raises(ValueError, match=r"pool.json lists 1 studies more than once \(first: t2\)"):
+        score(world, {0: good})
+    (world / "pool.json").write_text(json.dumps(pool))
+    table = pd.read_parquet(world / "studies.parquet")
+    pd.concat([table, table[table["study_uid"] == "t1"].assign(target="b")]).to_parquet(world / "studies.parquet")
+    with pytest.raises(ValueError, match=r"studies.parquet lists 1 studies more than once \(first: t1\)"):
+        score(world, {0: good})
+
+
+def test_a_text_too_long_is_named_and_not_scored(world):
+    reports = [("t1", "a"), ("t2", "b " * LONGEST), ("t3", "c")]
+    with pytest.raises(ValueError, match=r"1 studies are longer than 100,000 characters \(first: t2\)"):
+        score(world, {0: generate(world, 0, reports)})
+    with pytest.raises(ValueError, match="reference 2 has 100,001 characters; shorten it to the 100,000"):
+        score_reports(["a", "b"], ["a", "b" * (LONGEST + 1)], Lexicon(VOCABULARY))
 
 
 def test_equal_inputs_give_equal_bytes(world):

@@ -263,6 +263,27 @@ def test_what_cannot_be_paired_is_refused(scores, tmp_path):
         read_statistics({"other": other})
 
 
+def test_a_study_twice_or_under_another_patient_is_refused(scores, tmp_path):
+    """Either would put a patient's reports into another's resample, or twice into every sum."""
+    other = write(tmp_path / "other", "live", [0])
+    path = tmp_path / "other/reports.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), path)
+    for methods in ({"other": other}, {"dive": scores["dive"], "other": other}):
+        with pytest.raises(
+            ValueError, match=r"other/reports.parquet: seed 0 has 1 studies more than once \(first: s3\)"
+        ):
+            read_statistics(methods)
+    owners = [*PATIENTS[:4], "p1"]
+    index = table.column_names.index("patient_uid")
+    pq.write_table(table.set_column(index, "patient_uid", pa.array(owners)), path)
+    with pytest.raises(ValueError, match=r"has 1 studies under another patient than the other methods \(first: s4\)"):
+        read_statistics({"dive": scores["dive"], "other": other})
+    # The order of rows says nothing.
+    pq.write_table(table.take(pa.array([3, 1, 4, 0, 2])), path)
+    read_statistics({"dive": scores["dive"], "other": other})
+
+
 def test_ten_thousand_resamples_of_three_thousand_reports_take_seconds():
     statistics = random_statistics(3000, 293, 1, 2)
     started = time.process_time()

@@ -99,6 +99,21 @@ def test_notes_and_escaping(table):
     assert {row.count("&") for row in rows} == {1 + 2 * len(METRICS)}
 
 
+def test_an_unknown_stop_rate_is_not_laid_to_missing_weights(scores, tmp_path):
+    """As in a table of other systems' reports alone."""
+    for folder in scores.values():
+        path = tmp_path / folder / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["metrics"]["stop_rate"] = {"mean": None, "sd": None, "seeds": {}, "n": 0}
+        path.write_text(json.dumps(summary))
+    files = [str(tmp_path / name) for name in ("x.tex", "x.csv")]
+    write_tables(scores, LAYOUT, *files)
+    text = (tmp_path / "x.tex").read_text()
+    assert "RadGraph and CheXbert F1 are empty because the model weights were not given" in text
+    assert "An empty stop rate is unknown" in text
+    assert "Not measured, their weights were not given: RadGraph, CheXbert F1." in format_table(files[1])
+
+
 def test_methods_scored_on_different_studies_are_refused(scores, tmp_path):
     path = tmp_path / "dive" / "summary.json"
     path.write_text(path.read_text().replace('"n": 256', '"n": 255'))

@@ -1,4 +1,4 @@
-"""Does the synthetic world pose the paper's problem? Measured on validation studies, before any adapter is trained.
+"""Does the synthetic world pose the paper's problem? Measured on validation studies, without any adapter.
 
 Every criterion was written down before the world was made; the world is accepted or not by these numbers, whatever any
 method later scores:
@@ -353,7 +353,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, Mapping[s
     lines = [
         "# Acceptance of the synthetic world",
         "",
-        f"{met} of {len(rows)} criteria are met, on validation studies, before any adapter was trained. Part of the",
+        f"{met} of {len(rows)} criteria are met, on validation studies and without any adapter. Part of the",
         "learning in context here is the recognition of a site's register; demonstrations carry style, the image",
         "carries the findings. AUROC is that of the yes or no in the generated reports. Intervals: 95 %, bootstrap",
         "over patients.",

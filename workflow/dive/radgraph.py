@@ -132,9 +132,9 @@ def load_archive(path: str, archive: str, device: str = "auto", key: str = "scor
     The package loads the weights strictly by key; tensors only, as torch loads by default.
 
     Raises:
-        WeightsError: the weights are no plain tensors or do not fit the archive's configuration.
+        WeightsError: the weights are no plain tensors, do not fit the archive's configuration, or are not finite.
     """
-    import pickle
+    import torch
 
     archive_files(path, archive)
     weights = Path(path) / archive / "weights.th"
@@ -146,12 +146,15 @@ def load_archive(path: str, archive: str, device: str = "auto", key: str = "scor
 
         try:
             model = Package(model_type=archive, model_cache_dir=str(path), cuda=cuda)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+        except Exception as error:  # whatever comes of reading a file of another kind
+            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
                 raise  # of the device, not of the file
+            reason = " ".join(str(error).split())[:300] if "state_dict" in str(error) else type(error).__name__
             raise WeightsError(
-                f"{weights}: not the weights of {archive} ({' '.join(str(error).split())[:300]}). "
+                f"{weights}: not the weights of {archive} that config.json beside it describes ({reason}). "
                 "`make fetch-assets` says which archive is expected."
             ) from error
+    if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
+        raise WeightsError(f"{weights}: holds values that are not finite, so it is damaged; unpack the archive again")
     log.info("RadGraph: archive %s, radgraph %s", archive, version("radgraph"))
     return model.eval()

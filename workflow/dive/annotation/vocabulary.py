@@ -10,6 +10,7 @@ inflections, the Fleischner glossary (Hansell et al. 2008), own.
 import csv
 import itertools
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ COLUMNS = ("observation", "surface", "class", "source")
 CLASSES = ("observation", "pathology", "anatomy", "modifier")
 POLARITIES = ("positive", "negative", "uncertain")
 
-# An end of a sentence: punctuation before white space (so not the point in "1.5 cm"), or an empty line.
-SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n[^\S\n]*\n")
+# An end of a sentence: punctuation before white space (so not the point in "1.5 cm"), or an empty line. Runs are taken
+# whole (here and in all patterns below), so that a long one is read once and not from each of its characters.
+SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|$)|\n[^\S\n]*+\n")
 
 # Cues as in NegEx and NegBio (Chapman et al. 2001, Peng et al. 2018), cut down to what stands in chest reports.
 # "Before" cues reach forward to the mention, "after" cues backward, neither across a word of CONTRAST.
@@ -61,7 +63,7 @@ COORDINATION = re.compile(r"(?:[\s,/]|\b(?:and|or|nor|the|an?|any)\b)*", re.IGNO
 
 
 def _cue(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE)
+    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)".replace(" ", r"\s++"), re.IGNORECASE)
 
 
 _PSEUDO = _cue(PSEUDO)
@@ -103,25 +105,41 @@ def read_vocabulary(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
     if unknown:
         raise DataError(f"annotation.classes has {', '.join(unknown)}; choose from {', '.join(CLASSES)}")
     forms: dict[str, str] = {}
-    with open(path, newline="", encoding="utf-8") as handle:
-        rows = csv.DictReader(handle)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise DataError(f"{path} must have the columns {', '.join(COLUMNS)}")
-        for line, row in enumerate(rows, start=2):
-            if row["class"] not in CLASSES:
-                raise DataError(f"{path}, line {line}: class {row['class']!r} is none of {', '.join(CLASSES)}")
-            if row["class"] not in classes:
-                continue
-            try:
-                expanded = expand(row["surface"])
-            except ValueError as error:
-                raise DataError(f"{path}, line {line}: {error}") from None
-            for form in expanded:
-                if forms.setdefault(form, row["observation"]) != row["observation"]:
-                    raise DataError(f"{path}, line {line}: {form!r} stands for {forms[form]} already")
+    for line, (observation, surface, kind, _) in _vocabulary_rows(path):
+        if kind not in CLASSES:
+            raise DataError(f"{path}, line {line}: class {kind!r} is none of {', '.join(CLASSES)}")
+        if kind not in classes:
+            continue
+        try:
+            expanded = expand(surface)
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: {error}") from None
+        for form in expanded:
+            if forms.setdefault(form, observation) != observation:
+                raise DataError(f"{path}, line {line}: {form!r} stands for {forms[form]} already")
     if not forms:
         raise DataError(f"{path} has no form of the classes {', '.join(classes) or '(none)'} (annotation.classes)")
     return forms
+
+
+def _vocabulary_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines and cells of the table below its header."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: is no vocabulary that can be read; name a CSV file")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = csv.reader(handle, strict=True)
+            if tuple(next(rows, ())) != COLUMNS:
+                raise DataError(f"{path} must have the columns {', '.join(COLUMNS)}")
+            for cells in filter(None, rows):
+                if len(cells) != len(COLUMNS):
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: has {len(cells)} cells, not {len(COLUMNS)}; put a cell with a "
+                        "comma in quotes"
+                    )
+                yield rows.line_num, cells
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no vocabulary that can be read ({error}); it is a CSV file in UTF-8") from None
 
 
 def expand(surface: str) -> list[str]:
@@ -151,7 +169,7 @@ def trie_pattern(forms: Iterable[str]) -> str:
 
     def write(node: Mapping[str, Any]) -> str:
         branches = [
-            (r"[\s-]+" if character == " " else re.escape(character)) + write(below)
+            (r"[\s-]++" if character == " " else re.escape(character)) + write(below)
             for character, below in sorted(node.items())
             if character
         ]
@@ -210,10 +228,15 @@ class VocabularyAnnotator:
         spans, marks = [], {}
         for (start, end, observation), (polarity, cue) in zip(merged, polarities(sentence, merged), strict=True):
             spans.append(Span(start, end, observation, polarity, "vocabulary"))
-            overlaps = cue and any(cue[0] < last and first < cue[1] for first, last, _ in merged)
-            if self._include_cues and cue and not overlaps:
+            if self._include_cues and cue and not _overlaps(cue, merged):
                 marks.setdefault(cue, Span(*cue, observation, polarity, "cue"))
         return disjoint([*spans, *marks.values()])
+
+
+def _overlaps(cue: tuple[int, int], mentions: Sequence[tuple[int, int, str]]) -> bool:
+    """Whether a cue and one of the mentions, which are in order and do not overlap, have a character in common."""
+    next_one = bisect_right(mentions, cue[0], key=lambda mention: mention[1])
+    return next_one < len(mentions) and mentions[next_one][0] < cue[1]
 
 
 def disjoint(spans: Iterable[Span]) -> list[Span]:
@@ -246,42 +269,57 @@ def reaches(sentence: str, mentions: Sequence[tuple[int, int, str]]) -> list[int
     return limits[::-1]
 
 
-def find_cues(sentence: str) -> list[tuple[str, bool, int, int]]:
-    """Cues of a sentence, the stronger polarity first: (polarity, whether it reaches forward, start, end)."""
-    ignored = [match.span() for match in _PSEUDO.finditer(sentence)]
-    return [
-        (polarity, forward, *match.span())
-        for polarity, forward, pattern in _CUES
-        for match in pattern.finditer(sentence)
-        if not any(low <= match.start() < high for low, high in ignored)
-    ]
+class Cues:
+    """The cues of a sentence and the words that stop them, found once and looked up for every mention.
 
-
-def polarity_of(
-    sentence: str, start: int, end: int, limit: int, cues: Sequence[tuple[str, bool, int, int]]
-) -> tuple[str, tuple[int, int] | None]:
-    """Polarity of the mention at ``start`` to ``end`` of a sentence, and the place of the cue that makes it so.
-
-    A mention is uncertain when a cue of uncertainty reaches it, else negative when a negation does, else positive. Cues
-    behind the mention count up to ``limit``; no cue reaches across a word of CONTRAST.
+    Args:
+        sentence: text without the end of a sentence inside.
     """
-    begin = max((match.end() for match in CONTRAST.finditer(sentence, 0, start)), default=0)
-    stop = CONTRAST.search(sentence, end, limit)
-    limit = stop.start() if stop else limit
-    for polarity, forward, first, last in cues:
-        reached = begin <= first and last <= start if forward else end <= first and last <= limit
-        if reached:
-            return polarity, (first, last)
-    return "positive", None
+
+    def __init__(self, sentence: str) -> None:
+        self._length = len(sentence)
+        self._contrasts = [match.span() for match in CONTRAST.finditer(sentence)]
+        ignored = [match.span() for match in _PSEUDO.finditer(sentence)]
+        self._cues = [
+            (polarity, forward, [match.span() for match in pattern.finditer(sentence) if not _inside(match, ignored)])
+            for polarity, forward, pattern in _CUES
+        ]
+
+    def polarity_of(self, start: int, end: int, limit: int | None = None) -> tuple[str, tuple[int, int] | None]:
+        """Polarity of the mention at ``start`` to ``end``, and the place of the cue that makes it so.
+
+        A mention is uncertain when a cue of uncertainty reaches it, else negative when a negation does, else positive.
+        Cues behind the mention count up to ``limit`` (the end of the sentence by default); no cue reaches across a word
+        of CONTRAST.
+        """
+        before = bisect_right(self._contrasts, start, key=lambda place: place[1])
+        begin = self._contrasts[before - 1][1] if before else 0
+        limit = self._length if limit is None else limit
+        behind = bisect_left(self._contrasts, end, key=lambda place: place[0])
+        if behind < len(self._contrasts) and self._contrasts[behind][1] <= limit:
+            limit = self._contrasts[behind][0]
+        for polarity, forward, places in self._cues:
+            # Places are in order, so that the first within reach is the only one to look at.
+            low, high = (begin, start) if forward else (end, limit)
+            first = bisect_left(places, low, key=lambda place: place[0])
+            if first < len(places) and places[first][1] <= high:
+                return polarity, places[first]
+        return "positive", None
+
+
+def _inside(match: re.Match[str], places: Sequence[tuple[int, int]]) -> bool:
+    """Whether a match begins inside one of the places, which are in order and do not overlap."""
+    before = bisect_right(places, match.start(), key=lambda place: place[0])
+    return before > 0 and match.start() < places[before - 1][1]
 
 
 def polarities(sentence: str, mentions: Sequence[tuple[int, int, str]]) -> list[tuple[str, tuple[int, int] | None]]:
     """Polarity of every mention (start, end, observation) of a sentence, in order, and the place of its cue."""
-    cues = find_cues(sentence) if mentions else []
-    return [
-        polarity_of(sentence, start, end, limit, cues) if cues else ("positive", None)
-        for (start, end, _), limit in zip(mentions, reaches(sentence, mentions), strict=True)
-    ]
+    if not mentions:
+        return []
+    cues = Cues(sentence)
+    limits = reaches(sentence, mentions)
+    return [cues.polarity_of(start, end, limit) for (start, end, _), limit in zip(mentions, limits, strict=True)]
 
 
 def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[Iterable[Report]], Iterator[list[Span]]]:

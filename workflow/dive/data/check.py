@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from dive.config import ConfigError, overlay, resolve
-from dive.data.estimates import Counts, Machine, estimate, shape_of
+from dive.data.estimates import Counts, Machine, estimate, missing_shape, shape_of
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
 from dive.data.selection import Selection, select
 from dive.data.splits import READERS
@@ -137,7 +137,8 @@ def compare_sizes(
         differing = [
             f"{what} {counted[what] - wanted[what]:+,}" for what in exact if wanted and counted[what] != wanted[what]
         ]
-        verdict = "as released" if not differing else f"differs from the release: {', '.join(differing)}"
+        compared = "" if len(exact) == len(counted) else f"{' and '.join(exact)} "
+        verdict = f"differs from the release: {', '.join(differing)}" if differing else f"{compared}as released"
         lines.append(f"{split}: {told}" + (f" ({verdict})" if wanted else ""))
     return lines
 
@@ -244,14 +245,13 @@ def print_estimates(
                 methods.setdefault((dataset, backbone), {})[method] = None
             if other:  # its adapter is trained on the other dataset, a row there or not
                 methods.setdefault((other, backbone), {})[name] = None
-    loaded = set()
+    loaded, unknown = set(), 0
     for (dataset, backbone), names in methods.items():
         settings = config["backbones"][backbone]
         shape = shape_of(settings)
         if shape is None:
-            print(
-                f"  {dataset}, {backbone}: no estimate, no config.json of backbones.{backbone}.path is on this machine"
-            )
+            print(f"  {dataset}, {backbone}: no estimate: {missing_shape(settings, backbone)}")
+            unknown += 1
             continue
         spent = estimate(counts[dataset], settings, shape, config, list(names), machine, tokens_a_word)
         stored = dict(spent.bytes)
@@ -267,7 +267,8 @@ def print_estimates(
         hours += sum(spent.seconds.values()) / 3600
         most += spent.longest / 3600
         print(f"  {dataset}, {backbone}: h: {time} (at most {spent.longest / 3600:.1f} in all); GB: {size}")
-    print(f"  all: {hours:.1f} GPU hours (at most {most:.1f}), {disk / 1e9:.3g} GB on disk beside the data")
+    beside = f" without the {unknown} that have no estimate" if unknown else ""
+    print(f"  all{beside}: {hours:.1f} GPU hours (at most {most:.1f}), {disk / 1e9:.3g} GB on disk beside the data")
 
 
 def main(arguments: list[str]) -> int:

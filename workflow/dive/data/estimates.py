@@ -100,6 +100,9 @@ GEMMA3 = Shape(34, 2560, 10240, 8, 4, 256, 262_208, True, 27, 1152, 4304, 2, 16,
 QWEN25_VL = Shape(28, 3584, 18944, 28, 4, 128, 152_064, False, 32, 1280, 3420, 3, 4, 16_384, 28 * 28)
 """Qwen 2.5-VL 7B: one token for 28 x 28 pixels, at most 16,384 unless ``image.max_pixels`` says less."""
 
+FAMILIES = {"gemma3": GEMMA3, "qwen2_5_vl": QWEN25_VL}
+"""Shapes by ``model_type``, for what a ``config.json`` leaves out."""
+
 PUBLISHED = {
     "google/medgemma-4b-it": GEMMA3,
     "google/medgemma-1.5-4b-it": GEMMA3,
@@ -120,6 +123,20 @@ def shape_of(backbone: Mapping[str, Any]) -> Shape | None:
     if shape is not None and shape.pixels_each and limit:
         shape = replace(shape, image_tokens=int(limit // shape.pixels_each))
     return shape
+
+
+def missing_shape(backbone: Mapping[str, Any], name: str) -> str:
+    """Why `shape_of` knows no shape of ``backbones.<name>``, and what to do."""
+    config = find_config(backbone["path"], backbone.get("revision"))
+    if config is None:
+        return (
+            f"no config.json of backbones.{name}.path ({backbone['path']}) is on this machine; fetch the model or "
+            "correct the path"
+        )
+    return (
+        f"its config.json has model_type {config.get('model_type')!r}, and estimates are made for "
+        f"{' and '.join(FAMILIES)} alone"
+    )
 
 
 def tiny_shape(tiny: Mapping[str, Any]) -> Shape:
@@ -149,7 +166,7 @@ def find_config(path: str, revision: str | None) -> dict[str, Any] | None:
 
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
     """Shape from a ``config.json``; what a Gemma 3 or Qwen 2.5-VL configuration leaves out is its family's default."""
-    family = {"gemma3": GEMMA3, "qwen2_5_vl": QWEN25_VL}.get(config.get("model_type", ""))
+    family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         return None
     text, tower = {**config, **config.get("text_config", {})}, config.get("vision_config", {})

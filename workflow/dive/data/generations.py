@@ -20,6 +20,11 @@ SCHEMA = pa.schema(
 """A row a study: the text, its length in the backbone's tokens, and whether TERM ended it (not the length limit)."""
 
 
+LONGEST = 100_000
+"""Characters of the longest text that is scored, about 30 times a long report. Up to here every score takes less than a
+second; a longer text is an error. It is never cut, since that would change its scores."""
+
+
 def write_generations(path: str | Path, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:
     """Write (study_uid, patient_uid, report, n_tokens, stopped) rows, atomically and in the order given."""
     columns = list(zip(*rows, strict=True)) or [[] for _ in SCHEMA]

@@ -134,7 +134,8 @@ def judge_all(claim: Claim, rows: Sequence[Row]) -> Row:
         "settings_held": verdicts.count(HOLDS),
         "settings": len(rows),
         "verdict": verdict,
-        "why": next((row["why"] for row in rows if verdict == UNMEASURED), None),
+        "why": next((row["why"] for row in rows if row["verdict"] == UNMEASURED), None),
+        "unmeasured": verdicts.count(UNMEASURED),
     }
 
 
@@ -221,7 +222,11 @@ def judge_claims(settings: Sequence[Setting], layout: Mapping[str, Any]) -> tupl
     for claim in CLAIMS:
         each = [judge_setting(claim, setting, layout) for setting in settings]
         rows += [judge_all(claim, each), *each]
-    notes = [f"Not measured: {row['claim']} ({row['why']})." for row in rows if "settings" in row and row["why"]]
+    notes = []
+    for row in rows:
+        if n := row.get("unmeasured"):
+            where = "" if n == row["settings"] else f" in {n} of {row['settings']} settings"
+            notes.append(f"Not measured{where}: {row['claim']} ({row['why']}).")
     better, higher = [], 0
     for setting in settings:
         found, count = find_better_ablations(setting, layout)

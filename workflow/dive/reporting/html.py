@@ -11,7 +11,7 @@ from typing import Any
 
 from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
-from dive.reporting.claims import read_claims, shown_cells, shown_rows, verdict_notes
+from dive.reporting.claims import HOLDS, UNMEASURED, read_claims, shown_cells, shown_rows, verdict_notes
 from dive.reporting.flow import flow_diagram
 from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
 
@@ -98,7 +98,7 @@ def experiment_section(name: str, table: str, layout: Mapping[str, Any], figures
             }
             for block in blocks(rows).values()
         ],
-        "notes": table_notes(rows, layout),
+        "notes": table_notes(rows, layout, page=True),
         "methods": len({row["method"] for row in rows}),
         "seeds": max(row["seeds"] for row in rows),
         "figures": [embed_svg(path) for path in figures],
@@ -139,10 +139,12 @@ def describe_interval(row: Row, metric: Metric) -> str:
 def claims_section(path: str, layout: Mapping[str, Any]) -> dict[str, Any]:
     """The claims with their verdicts in every setting, the ablations that beat ours, and what the verdicts mean."""
     rows = read_claims(path)
+    verdicts = [row["verdict"] for row in rows if row["line"] == "overall"]
     return {
         "rows": [{**shown_cells(row, layout), "line": row["line"], "said": row["verdict"]} for row in shown_rows(rows)],
-        "held": sum(row["line"] == "overall" and row["verdict"] == "holds" for row in rows),
-        "claims": sum(row["line"] == "overall" for row in rows),
+        "held": verdicts.count(HOLDS),
+        "measured": len(verdicts) - verdicts.count(UNMEASURED),
+        "unmeasured": verdicts.count(UNMEASURED),
         "notes": verdict_notes(layout),
     }
 

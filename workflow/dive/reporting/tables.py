@@ -277,33 +277,44 @@ def seed_note(rows: Sequence[Row], layout: Mapping[str, Any]) -> str:
     if most <= 1:
         return "One seed."
     named = f" ({', '.join(map(str, layout['seeds']))})" if layout.get("seeds") else ""
-    return f"Mean over {most} seeds{named}; a row that draws nothing at random has one."
+    return f"Mean over {most} seeds{named}; a row that draws nothing at random here has a single run."
 
 
-def interval_note(layout: Mapping[str, Any]) -> str:
-    """What the raised and lowered numbers are."""
+def interval_note(layout: Mapping[str, Any], where: str = "Beside a score or a difference stands its") -> str:
+    """What an interval is; ``where`` says which one and where to see it."""
     said, seeds = layout["significance"], len(layout.get("seeds", ()))
     few = f" ({seeds} seeds show {seeds - 1}/{seeds} of the variance between seeds)" if seeds > 1 else ""
     return (
-        f"Beside a number its {100 * (1 - said['alpha']):g} % interval: paired bootstrap over patients and seeds, "
+        f"{where} {100 * (1 - said['alpha']):g} % interval: paired bootstrap over patients and seeds, "
         f"{said['resamples']:,} resamples{few}."
     )
 
 
-def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
-    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own."""
+def table_notes(rows: list[Row], layout: Mapping[str, Any], page: bool = False) -> list[str]:
+    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own.
+
+    Args:
+        rows: of the table.
+        layout: see :func:`write_tables`.
+        page: whether the table is that of the page, which has the standard deviation beside a number and the interval
+            behind it; the LaTeX table has the interval beside a score.
+    """
     settings, *others = setting_notes(rows, layout)
     judged = any(row[f"{metric.name}_low"] is not None for row in rows for metric in METRICS)
+    several = max(row["seeds"] for row in rows) > 1
     notes = [settings, seed_note(rows, layout)]
+    if page and several:
+        notes.append("Beside a number, after ±, stands its standard deviation over seeds.")
     if judged:
-        notes.append(interval_note(layout))
+        beside = "Beside a score (stop rate and length ratio aside) stands its"
+        notes.append(interval_note(layout, "Point at a number to see its" if page else beside))
         if any(row[f"{metric.name}_resolved"] is not None for row in rows for metric in METRICS):
             notes.append(
                 "†: a published method from which ours is resolved: paired approximate randomization over patients "
                 f"has p < {layout['significance']['alpha']:g} after Holm's correction within the block, and the "
                 "interval of the difference, over patients and seeds, agrees."
             )
-    elif max(row["seeds"] for row in rows) > 1:
+    elif several and not page:
         notes.append("Subscript: standard deviation over seeds.")
     notes += [
         "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
@@ -315,13 +326,19 @@ def table_notes(rows: list[Row], layout: Mapping[str, Any]) -> list[str]:
         notes.append(
             "Transfer: the adapter was trained and chosen on the other dataset alone, and writes reports for this one."
         )
-    absent = [metric.text for metric in METRICS if all(row[metric.name] is None for row in rows)]
-    if absent:
+    if absent := absent_models(rows):
         notes.append(
-            f"{' and '.join(absent)} F1 are empty because their model weights were not given; the lexicon columns "
-            "are rule-based proxies of them and not the same numbers."
+            f"{' and '.join(absent)} F1 {'is' if len(absent) == 1 else 'are'} empty because the model weights were not "
+            "given; the lexicon columns are rule-based proxies and not the same numbers."
         )
+    if any(row["stop_rate"] is None for row in rows):
+        notes.append("An empty stop rate is unknown: a file of reports does not say how they ended.")
     return [*notes, *others, *layout.get("notes", ())]
+
+
+def absent_models(rows: Sequence[Row]) -> list[str]:
+    """Headings of the metrics that no row has because they need the weights of a model."""
+    return [m.text for m in METRICS if m.name in ARCHIVES and all(row[m.name] is None for row in rows)]
 
 
 def latex_table(rows: list[Row], layout: Mapping[str, Any]) -> str:
@@ -383,7 +400,7 @@ def format_table(path: str, settings: int | None = None) -> str:
     """
     rows = read_csv(path)
     columns = [metric for metric in METRICS if any(row[metric.name] is not None for row in rows)]
-    absent = [metric.text for metric in METRICS if metric not in columns]
+    absent = absent_models(rows)
     # A blank, a mark, the number, then its spread on the left of a field of its own.
     fields = [(8, 6) if metric.decimals == 1 else (6, 5) for metric in columns]
     if sum(map(sum, fields)) > 96:
@@ -414,7 +431,7 @@ def format_table(path: str, settings: int | None = None) -> str:
         lines.append("")
     seeds = max(row["seeds"] for row in rows)
     if seeds > 1:
-        lines.append(f"Mean ± sd over {seeds} seeds; rows without a spread are deterministic.")
+        lines.append(f"Mean ± sd over {seeds} seeds; rows without a spread have a single run.")
     lines.append("* best, + second best among published methods and ours.")
     if absent:
         lines.append(f"Not measured, their weights were not given: {', '.join(absent)} F1.")

@@ -1,64 +1,117 @@
 """Score any system: ``python -m dive.scores system.csv [another.jsonl] --out scores.csv``.
 
 A file is CSV with a header or JSON Lines; a row is a report with its reference. Where references lie in a file of their
-own, ``--references`` names it and rows are paired by ``--id``. Scores are those of the workflow's tables, by the same
-code; RadGraph F1 and CheXbert F1 are measured where their weights are given.
+own, ``--references`` names it and rows are paired by ``--id``. Files that are scored together are compared, so they
+must hold the same studies, each of them once. Scores are those of the workflow's tables, by the same code; RadGraph F1
+and CheXbert F1 are measured where their weights are given.
 """
 
 import argparse
 import csv
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dive.data.reports import by_study, listed, read_rows
+from dive.data.reports import by_study, flag, identifier, listed, read_rows, reference, report
 from dive.data.roots import DataError
+from dive.devices import claim_device
 from dive.files import WeightsError, atomic_path
 from dive.scores.assets import load_scorers
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import ABSENT, CONVENTIONS, score_reports
 
 VOCABULARY = Path(__file__).resolve().parents[2] / "resources/vocabulary.csv"
+ID = "study_uid"
 
 
-def read_pairs(path: str, options: argparse.Namespace) -> tuple[list[str], list[Any], list[Any], list[bool | None]]:
-    """Identifiers, hypotheses, references and whether they ended, of one file.
+class Pairs(NamedTuple):
+    """Reports of one file with their references; ``ids`` are studies, or row numbers where ``named`` is false."""
+
+    ids: list[str]
+    named: bool
+    hypotheses: list[str]
+    references: list[str]
+    stopped: list[bool | None]
+
+
+def read_pairs(path: str, options: argparse.Namespace) -> Pairs:
+    """The pairs of one file.
 
     Raises:
-        DataError: a file cannot be read, or a study of the references has no hypothesis (those are listed).
+        DataError: a file cannot be read with certainty (:func:`dive.data.reports.read_rows`), has a study twice, or
+            lacks a study of the references (those are listed).
     """
-    wanted = [options.hypothesis, *([options.stopped] if options.stopped else [])]
+    wanted = {options.hypothesis: report, **({options.stopped: flag} if options.stopped else {})}
     if options.references:
-        truth = by_study(read_rows(options.references, [options.id, options.reference]), options.id, options.references)
-        rows = by_study(read_rows(path, [options.id, *wanted]), options.id, path)
+        columns = {options.reference: reference, options.id: identifier}
+        truth = by_study(read_rows(options.references, columns), options.id, options.references)
+        rows = by_study(read_rows(path, {**wanted, options.id: identifier}), options.id, path)
         if missing := [name for name in truth if name not in rows]:
-            raise DataError(f"{path} lacks {listed(missing)} of {options.references}")
-        names = list(truth)
-        references = [truth[name][options.reference] for name in names]
-        chosen: Sequence[Mapping[str, Any]] = [rows[name] for name in names]
+            raise DataError(
+                f"{path} lacks {listed(missing)} of {options.references}; add them, with an empty report where the "
+                "system wrote nothing"
+            )
+        if extra := [name for name in rows if name not in truth]:
+            print(f"{path}: left out {listed(extra)} that {options.references} lacks", file=sys.stderr)
+        ids, named = list(truth), True
+        references = [truth[name][options.reference] for name in ids]
+        cells = [rows[name] for name in ids]
     else:
-        chosen = read_rows(path, [options.reference, *wanted])
-        names = [str(number) for number in range(1, len(chosen) + 1)]
-        references = [row[options.reference] for row in chosen]
-    if not chosen:
-        raise DataError(f"{path}: has no reports")
-    stopped = [as_flag(row[options.stopped], path) if options.stopped else None for row in chosen]
-    return names, [row[options.hypothesis] for row in chosen], references, stopped
+        columns = {**wanted, options.reference: reference}
+        own = {options.id: identifier}  # a file without identifiers is scored all the same, unless they are asked for
+        read = read_rows(path, columns, own) if options.id == ID else read_rows(path, {**columns, **own})
+        cells, named = [row.cells for row in read], options.id in read[0].cells
+        ids = list(by_study(read, options.id, path)) if named else [str(row.number) for row in read]
+        references = [row[options.reference] for row in cells]
+    stopped = [row[options.stopped] if options.stopped else None for row in cells]
+    return Pairs(ids, named, [row[options.hypothesis] for row in cells], references, stopped)
 
 
-def as_flag(value: Any, path: str) -> bool | None:
-    """Truth as CSV and JSON write it; an empty cell is unknown."""
-    if value in (None, ""):
-        return None
-    known = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
-    if known is None:
-        raise DataError(f"{path}: whether a report ended is true or false (1 or 0), not {value!r}")
-    return known
+def check_same_studies(pairs: Mapping[str, Pairs], key: str) -> None:
+    """Refuse files whose scores cannot be compared.
+
+    Raises:
+        DataError: two files hold other studies, or, where rows have no identifier, other numbers of them.
+    """
+    (first, ours), *others = pairs.items()
+    for path, theirs in others:
+        remedy = "score them in separate commands, or remove what only one of them has"
+        if len(ours.ids) != len(theirs.ids):
+            raise DataError(f"{first} has {len(ours.ids)} reports and {path} has {len(theirs.ids)}; {remedy}")
+        if ours.named and theirs.named and (differing := sorted({*ours.ids} ^ {*theirs.ids})):
+            raise DataError(f"{first} and {path} differ in {listed(differing)} (column {key}); {remedy}")
+
+
+def check_targets(options: argparse.Namespace) -> None:
+    """See that what is asked for can be written, before anything is computed.
+
+    Raises:
+        DataError: a file to write is a folder, is read or written otherwise, or lies where no folder can be.
+    """
+    taken = {
+        Path(path).resolve(): "is read" for path in [*options.files, options.references, options.vocabulary] if path
+    }
+    for option, path in (("--out", options.out), ("--reports", options.reports)):
+        if not path:
+            continue
+        target = Path(path).resolve()
+        if target.is_dir():
+            raise DataError(f"{option} {path} is a folder; name a file to write, such as {path.rstrip('/')}/scores.csv")
+        if target in taken:
+            raise DataError(f"{option} {path} {taken[target]} by this command; name another file")
+        there = next(parent for parent in target.parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise DataError(f"{option} {path}: nothing can be written in {there}; name another folder")
+        taken[target] = "is written"
+    if options.remember and Path(options.remember).exists() and not Path(options.remember).is_dir():
+        raise DataError(f"--remember {options.remember} is a file; name a folder")
 
 
 def print_table(table: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> None:
@@ -99,6 +152,32 @@ def write_reports(path: str, parts: Sequence[tuple[str, Sequence[str], np.ndarra
         pq.write_table(pa.concat_tables(tables), temporary)
 
 
+def natural(text: str) -> int:
+    """A whole number above 0."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 999,999,999")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """A device as torch names it, or auto."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, mps, cuda and cuda:<n>")
+    return text
+
+
+def check_device(setting: str) -> None:
+    """See that the device is there, before anything is computed.
+
+    Raises:
+        DataError: it is not.
+    """
+    try:
+        claim_device(setting, "--device")
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -109,17 +188,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--hypothesis", default="hypothesis", help="column of the generated report (default: %(default)s)")
     add("--reference", default="reference", help="column of the reference (default: %(default)s)")
     add("--references", help="file of the references, if they are not beside the hypotheses")
-    add("--id", default="study_uid", help="column that pairs the two files (default: %(default)s)")
+    add("--id", default=ID, help="column of the study, which pairs files; each once (default: %(default)s)")
     add("--stopped", help="column that says whether a report ended by its end-of-turn token")
     add("--out", help="CSV to write: a row a metric")
     add("--reports", help="parquet to write: the additive statistics of every report")
     add("--radgraph", help="folder that holds <archive>/{config.json, weights.th, vocabulary/}")
     add("--archive", default="radgraph-xl", help="RadGraph's archive (default: %(default)s)")
-    add("--max-words", type=int, default=350, help="words of a hypothesis that RadGraph reads (default: %(default)s)")
+    words = "words of a hypothesis that RadGraph reads (default: %(default)s)"
+    add("--max-words", type=natural, default=350, help=words)
     add("--lower", action="store_true", help="lower-case both sides for RadGraph")
     add("--chexbert", help="CheXbert's checkpoint, chexbert.pth")
     add("--encoder", default="bert-base-uncased", help="its BERT's configuration and vocabulary (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (default: %(default)s)")
+    add("--device", default="auto", type=device, help="auto, cpu, cuda or cuda:<n> (default: %(default)s)")
     add("--remember", help="folder in which RadGraph and CheXbert remember what they read")
     add("--vocabulary", default=str(VOCABULARY), help="vocabulary of the lexicon scores (CSV)")
     return parser.parse_args(arguments)
@@ -137,33 +217,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.chexbert:
         settings["chexbert"] = {"path": options.chexbert, "encoder": options.encoder, "device": options.device}
     try:
-        scorers = load_scorers(settings, options.remember)
+        check_targets(options)
+        pairs = {file: read_pairs(file, options) for file in dict.fromkeys(options.files)}
+        check_same_studies(pairs, options.id)
         words = Lexicon(options.vocabulary)
-        files = list(dict.fromkeys(options.files))
+        if any(settings.values()):
+            check_device(options.device)
+        scorers = load_scorers(settings, options.remember)
         results, parts = {}, []
-        for file in files:
-            names, hypotheses, references, stopped = read_pairs(file, options)
+        for file, (ids, _, hypotheses, references, stopped) in pairs.items():
             results[file], statistics, columns = score_reports(hypotheses, references, words, stopped, scorers)
             absent = {name: None for name in ABSENT if name not in results[file]}
-            results[file] = {"reports": float(len(names)), **results[file], **absent}
-            parts.append((file, names, statistics))
-    except (DataError, WeightsError) as error:
-        print(error, file=sys.stderr)
+            results[file] = {"reports": float(len(ids)), **results[file], **absent}
+            parts.append((file, ids, statistics))
+        files = list(pairs)
+        table = {metric: {file: results[file][metric] for file in files} for metric in results[files[0]]}
+        conventions = {**CONVENTIONS, **{name: text for scorer in scorers for name, text in scorer.conventions.items()}}
+        if options.out:
+            write_scores(options.out, table, files, conventions)
+        if options.reports:
+            write_reports(options.reports, parts, columns)
+    except (DataError, WeightsError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 1
-    table = {metric: {file: results[file][metric] for file in files} for metric in results[files[0]]}
-    conventions = dict(CONVENTIONS)
     for scorer in scorers:
-        conventions.update(scorer.conventions)
         print(
             f"{scorer.name}: {', '.join(f'{key} {value}' for key, value in scorer.identity.items() if key != 'scorer')}"
         )
     print_table(table, files)
-    if options.out:
-        write_scores(options.out, table, files, conventions)
-    if options.reports:
-        write_reports(options.reports, parts, columns)
+    sys.stdout.flush()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        # Whoever reads the table, such as head, has seen enough: nothing is left to flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

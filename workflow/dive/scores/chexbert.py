@@ -40,6 +40,7 @@ CONDITIONS = (*(label for label in LABELS if label != "No Finding"), "No Finding
 CLASSES = 4
 MAX_TOKENS = 512
 PREFIX = "chexbert"
+EXPECTED = "`make fetch-assets` says which checkpoint is expected"
 COLUMNS = (*count_columns(PREFIX), *flag_columns(PREFIX))
 """Additive columns of a report: hits, false alarms and misses of 14 observations; samples, samples5, exact5."""
 
@@ -171,9 +172,9 @@ def load_labeler(path: str, encoder: str, device: str = "auto") -> tuple["torch.
     is an error. Older checkpoints also hold the constant buffer ``bert.embeddings.position_ids``.
 
     Raises:
-        WeightsError: the file is no such checkpoint, or its keys or shapes are not those of the model.
+        WeightsError: the file is no such checkpoint, its keys or shapes are not those of the model, a value is not
+            finite, or the encoder is no BERT.
     """
-    import pickle
     import zipfile
 
     import torch
@@ -182,16 +183,23 @@ def load_labeler(path: str, encoder: str, device: str = "auto") -> tuple["torch.
     try:
         # The published file also holds the optimiser's state, twice the model's size: mapped, it is not read.
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a file of another kind is read as if it were one of tensors: anything may come of it
         raise WeightsError(
-            f"{path}: not a file of plain tensors, so it is not loaded ({str(error).splitlines()[0]}). "
-            "`make fetch-assets` says which checkpoint is expected."
+            f"{path}: not a file of plain tensors ({type(error).__name__}), so it is not loaded; {EXPECTED}"
         ) from error
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model_state_dict"), Mapping):
-        raise WeightsError(f"{path}: has no model_state_dict, so it is no CheXbert checkpoint")
-    state = {key.removeprefix("module."): value for key, value in stored["model_state_dict"].items()}
+        raise WeightsError(f"{path}: has no model_state_dict, so it is no CheXbert checkpoint; {EXPECTED}")
+    state = {str(key).removeprefix("module."): value for key, value in stored["model_state_dict"].items()}
     state.pop("bert.embeddings.position_ids", None)
-    model = build_labeler(AutoConfig.from_pretrained(encoder))
+    if not all(isinstance(value, torch.Tensor) and torch.isfinite(value).all() for value in state.values()):
+        raise WeightsError(f"{path}: holds values that are no tensors of finite numbers, so it is damaged; {EXPECTED}")
+    try:
+        model, tokenizer = build_labeler(AutoConfig.from_pretrained(encoder)), BertTokenizer.from_pretrained(encoder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"scores.chexbert.encoder: {encoder} gives no BERT ({type(error).__name__}); name a folder with its "
+            "config.json and vocab.txt, or a model in the Hugging Face cache"
+        ) from error
     wanted = model.state_dict()
     problems = {
         "absent": sorted(wanted.keys() - state.keys()),
@@ -200,10 +208,10 @@ def load_labeler(path: str, encoder: str, device: str = "auto") -> tuple["torch.
     }
     if any(problems.values()):
         found = "; ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
-        raise WeightsError(f"{path} does not fit the encoder {encoder}: keys are {found}")
+        raise WeightsError(f"{path} does not fit the encoder {encoder}: keys are {found}; {EXPECTED}")
     model.load_state_dict(state)
     chosen = claim_device(device, "scores.chexbert.device")
-    return model.eval().requires_grad_(False).to(chosen), BertTokenizer.from_pretrained(encoder)
+    return model.eval().requires_grad_(False).to(chosen), tokenizer
 
 
 def build_labeler(config: Any) -> "torch.nn.Module":

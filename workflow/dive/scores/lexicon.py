@@ -6,16 +6,16 @@ They are never called by the models' names: they miss what the vocabulary misses
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 import numpy as np
 
 from dive.annotation.vocabulary import (
     CLASSES,
+    Cues,
     Span,
     VocabularyAnnotator,
-    find_cues,
-    polarity_of,
     read_vocabulary,
     sentences,
 )
@@ -96,7 +96,7 @@ class Lexicon:
             neutral.append(("Cardiomegaly", "negative" if _NORMAL.search(sentence) else None))
         enlarged = _ENLARGED.search(sentence) if neutral else None
         if enlarged:
-            polarity, _ = polarity_of(sentence, *enlarged.span(), len(sentence), find_cues(sentence))
+            polarity, _ = Cues(sentence).polarity_of(*enlarged.span())
             return judged + [(observation, polarity) for observation, _ in neutral]
         return judged + [(observation, polarity) for observation, polarity in neutral if polarity]
 
@@ -116,18 +116,18 @@ class Lexicon:
 
     def _read_graph(self, text: str) -> Graph:
         words = [match.span() for match in _WORD.finditer(text)]
+        begins, ends = [low for low, _ in words], [high for _, high in words]
         entities: dict[str, dict[str, Any]] = {}
         for start, end in sentences(text):
             spans = self._everything(text[start:end])
             names = [str(len(entities) + position) for position in range(1, len(spans) + 1)]
             for name, span in zip(names, spans, strict=True):
                 first, last = start + span.start, start + span.end
-                inside = [index for index, (low, high) in enumerate(words) if low < last and first < high]
                 entities[name] = {
                     "tokens": " ".join(re.split(r"[\s-]+", text[first:last].lower())),
                     "label": self._label_of(span),
-                    "start_ix": inside[0],
-                    "end_ix": inside[-1],
+                    "start_ix": bisect_right(ends, first),
+                    "end_ix": bisect_left(begins, last) - 1,
                     "relations": [],
                 }
             for name, relation in zip(names, self._relate(spans), strict=True):
@@ -147,20 +147,22 @@ class Lexicon:
         kinds = [self._class_of[span.observation] for span in spans]
         heads = [place for place, kind in enumerate(kinds) if kind != "modifier"]
         sites = [place for place, kind in enumerate(kinds) if kind == "anatomy"]
+        # Without an anatomy a side at the sentence's end is the place: "effusion on the left".
+        after = heads[-1] + 1 if heads else 0
+        trailing = next((place for place in range(after, len(spans)) if spans[place].observation == "Side"), None)
         relations: list[tuple[str, int] | None] = []
         for place, (span, kind) in enumerate(zip(spans, kinds, strict=True)):
-            later = [head for head in heads if head > place]
-            trailing_side = span.observation == "Side" and not later
-            if kind == "modifier" and heads and not trailing_side:
-                relations.append(("modify", later[0] if later else heads[-1]))
-            elif kind in ("observation", "pathology"):
-                # Without an anatomy a side at the sentence's end is the place: "effusion on the left".
-                places = sorted(sites, key=lambda site: (abs(site - place), site)) or [
-                    other
-                    for other in range(place + 1, len(spans))
-                    if spans[other].observation == "Side" and not any(head > other for head in heads)
-                ]
-                relations.append(("located_at", places[0]) if places else None)
+            following = bisect_right(heads, place)
+            if kind == "modifier" and heads and not (span.observation == "Side" and following == len(heads)):
+                relations.append(("modify", heads[min(following, len(heads) - 1)]))
+            elif kind in ("observation", "pathology") and (sites or trailing is not None):
+                relations.append(("located_at", _nearest(sites, place) if sites else trailing))
             else:
                 relations.append(None)
         return relations
+
+
+def _nearest(sites: list[int], place: int) -> int:
+    """The site with the smallest distance, of two alike the earlier one."""
+    right = bisect_left(sites, place)
+    return min(sites[max(0, right - 1) : right + 1], key=lambda site: (abs(site - place), site))

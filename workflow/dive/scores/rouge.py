@@ -1,11 +1,15 @@
 """ROUGE-L (Lin, 2004), equal to the rouge-score package's ``rougeL`` F measure and many times faster.
 
 The package's own tokeniser and stemmer are used (lower case, ``[a-z0-9]+``, Porter stems of words longer
-than three letters), stems are remembered, and the longest common subsequence is computed on bit vectors.
+than three letters), stems are remembered, and the longest common subsequence is computed on bit vectors. A string of
+more than LONGEST_WORD letters keeps its form, since the stemmer's time grows with the square of a word's length.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
+
+LONGEST_WORD = 100
+"""Letters of the longest word that is stemmed."""
 
 
 class _RememberingStemmer:
@@ -14,7 +18,8 @@ class _RememberingStemmer:
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer  # 0.3 s, so imported by those who score only
 
-        self.stem: Callable[[str], str] = cache(PorterStemmer().stem)
+        porter = PorterStemmer()
+        self.stem: Callable[[str], str] = cache(lambda word: word if len(word) > LONGEST_WORD else porter.stem(word))
 
 
 @cache

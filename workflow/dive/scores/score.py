@@ -6,7 +6,8 @@ it for a method of the workflow, :func:`score_reports` for any two lists of text
 Nothing here imports torch unless a model-based score has its weights.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dive.data.generations import read_generations
+from dive.data.generations import LONGEST, read_generations
 from dive.data.readable import readable_pool, studies_left_out
 from dive.files import atomic_path, write_json
 from dive.progress import log
@@ -144,11 +145,17 @@ def score_reports(
         metric -> value; the statistics, float64 (n, columns); the names of their columns.
 
     Raises:
-        ValueError: the two sequences differ in length, or are empty.
+        ValueError: the two sequences differ in length, or are empty, or a text is longer than LONGEST characters.
     """
     if len(hypotheses) != len(references) or not references:
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references: scores need a pair a report")
     said, true = [text or "" for text in hypotheses], [text or "" for text in references]
+    for side, texts in (("hypothesis", said), ("reference", true)):
+        if long := [number for number, text in enumerate(texts, start=1) if len(text) > LONGEST]:
+            length = len(texts[long[0] - 1])
+            raise ValueError(
+                f"{side} {long[0]} has {length:,} characters; shorten it to the {LONGEST:,} that are scored"
+            )
     parts = [report_statistics(said, true, stopped or [None] * len(said), words)]
     parts += [scorer.statistics(said, true) for scorer in scorers]
     columns = (*STATISTICS, *(name for scorer in scorers for name in scorer.columns))
@@ -156,26 +163,40 @@ def score_reports(
     return scores_from_statistics(statistics.sum(axis=0), len(said), columns), statistics, columns
 
 
-def align_generations(path: str, test: Sequence[str], left_out: Collection[str] = ()) -> dict[str, list]:
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that are there more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def align_generations(
+    path: str, test: Sequence[str], left_out: Collection[str] = (), patients: Mapping[str, str] | None = None
+) -> dict[str, list]:
     """Read generations in the order of ``test``; the same studies for every method and seed, or none at all.
 
     Studies ``left_out`` may be there: a method that reads no image also writes reports of those that cannot be read.
 
+    Args:
+        path: the generations.
+        test: the studies that are scored.
+        left_out: further studies that may be there.
+        patients: study -> its patient; None does not look at patients.
+
     Raises:
-        ValueError: if a test study is missing or repeated, or the file holds others; counted, the first named.
+        ValueError: a test study is missing, repeated, under another patient or too long, or the file holds others;
+            counted, the first named.
     """
     columns = read_generations(path)
-    rows: dict[str, int] = {}
-    repeated = []
-    for index, uid in enumerate(columns["study_uid"]):
-        if uid in rows:
-            repeated.append(uid)
-        rows[uid] = index
+    rows = {uid: index for index, uid in enumerate(columns["study_uid"])}
     wanted = {*test, *left_out}
+    known = [] if patients is None else [uid for uid in test if uid in rows]
     problems = {
         "missing": [uid for uid in test if uid not in rows],
-        "repeated": repeated,
+        "repeated": repeated(columns["study_uid"]),
         "not in the test set": [uid for uid in rows if uid not in wanted],
+        "under another patient": [uid for uid in known if columns["patient_uid"][rows[uid]] != patients[uid]],
+        f"longer than {LONGEST:,} characters": [
+            uid for uid, index in rows.items() if len(columns["report"][index] or "") > LONGEST
+        ],
     }
     found = [f"{len(uids)} studies are {what} (first: {uids[0]})" for what, uids in problems.items() if uids]
     if found:
@@ -220,23 +241,29 @@ def score_method(
         remembered: folder in which they remember what they read.
 
     Raises:
-        ValueError: if a generations file does not hold every test study exactly once, or a study has no reference.
+        ValueError: a generations file does not hold every test study exactly once and under its patient, or a study has
+            no reference, or two.
     """
     test = readable_pool(pool, vision)["test"]
-    table = pq.read_table(studies, columns=["study_uid", "target"]).to_pydict()
+    table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
+    for path, uids in ((pool, test), (studies, table["study_uid"])):
+        if twice := repeated(uids):
+            raise ValueError(f"{path} lists {len(twice)} studies more than once (first: {twice[0]}): make it again")
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
+    patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     missing = [uid for uid in test if not targets.get(uid)]
     if missing or not test:
         raise ValueError(
             f"{pool} names {len(test)} test studies, {len(missing)} of them without a reference in {studies}"
             + (f" (first: {missing[0]})" if missing else "")
+            + ": make the pool again"
         )
     references = [targets[uid] for uid in test]
     words = lexicon.Lexicon(vocabulary)
     models = load_scorers(scorers or {}, remembered)
     tables, values = [], {}
     for seed, path in sorted((int(seed), path) for seed, path in generations.items()):
-        columns = align_generations(path, test, studies_left_out(vision))
+        columns = align_generations(path, test, studies_left_out(vision), patients)
         hypotheses = [report or "" for report in columns["report"]]
         values[seed], statistics, names = score_reports(hypotheses, references, words, columns["stopped"], models)
         tables.append(

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,13 @@ def read_statistics(scores: Mapping[str, str], measures: tuple[Measure, ...] = M
         measures: the measures; one whose columns are absent or null is not measured.
 
     Raises:
-        ValueError: if two methods or seeds were scored on different studies, or a column is null in some rows only.
+        ValueError: two methods or seeds were scored on different studies, one has a study twice or under another
+            patient than the others, or a column is null in some rows only.
     """
     terms = [term for measure in measures for term in measure.terms]
     sums, runs, seeds = [], {}, {}
     studies: list[str] = []
+    owned: dict[str, str] = {}
     patients = reports = np.zeros(0)
     for method, folder in scores.items():
         path = Path(folder) / "reports.parquet"
@@ -177,7 +180,9 @@ def read_statistics(scores: Mapping[str, str], measures: tuple[Measure, ...] = M
             found = name in table.column_names
             values = table[name].to_numpy().astype(np.float64) if found else absent
             if np.isnan(values).any() and not np.isnan(values).all():
-                raise ValueError(f"{path}: column {name} is null in some rows; it must be measured for all or none")
+                raise ValueError(
+                    f"{path}: column {name} is null in some rows; it must be measured for all or none: score it again"
+                )
             columns[name] = values
         of_seed = table["seed"].to_numpy()
         uids, owners = table["study_uid"].to_pylist(), table["patient_uid"].to_pylist()
@@ -186,14 +191,23 @@ def read_statistics(scores: Mapping[str, str], measures: tuple[Measure, ...] = M
             rows = np.flatnonzero(of_seed == seed)
             rows = rows[np.argsort([uids[row] for row in rows])]
             tested = [uids[row] for row in rows]
+            if twice := [uid for uid, following in pairwise(tested) if uid == following]:
+                raise ValueError(
+                    f"{path}: seed {seed} has {len(twice)} studies more than once (first: {twice[0]}): score it again"
+                )
             if not studies:
-                studies = tested
+                studies, owned = tested, {uids[row]: owners[row] for row in rows}
                 _, patients = np.unique([owners[row] for row in rows], return_inverse=True)
                 reports = np.bincount(patients).astype(np.float64)
             if tested != studies:
                 raise ValueError(
                     f"{path}: seed {seed} was scored on {len(tested)} studies, which are not the {len(studies)} of "
                     "the other methods; score all of them on the same pool"
+                )
+            if foreign := [uids[row] for row in rows if owners[row] != owned[uids[row]]]:
+                raise ValueError(
+                    f"{path}: seed {seed} has {len(foreign)} studies under another patient than the other methods "
+                    f"(first: {foreign[0]}); score all of them on the same split"
                 )
             values = np.stack([sum(columns[name][rows] for name in term) for term in terms], axis=1)
             run = np.zeros((len(reports), len(terms)))
