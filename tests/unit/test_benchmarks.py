@@ -89,13 +89,16 @@ def test_other_losses_or_an_idle_teacher_do_not_pass():
         agreeing([epoch._replace(divergences=[0.5, 0.0])])
 
 
-def test_the_gpu_command_needs_torch_and_transformers_alone():
-    absent = ("snakemake", "pandas", "pyarrow", "pydantic", "matplotlib", "scipy", "rouge_score")
+def test_the_gpu_command_needs_torch_and_transformers_alone(tmp_path):
+    """Neither other packages nor git; sections and backbones by name; the file is written as rows come."""
+    absent = ("snakemake", "pandas", "pyarrow", "pydantic", "matplotlib", "scipy", "sklearn", "rouge_score")
     code = f"""
-import sys
+import os, sys
 sys.modules.update(dict.fromkeys({absent}))
+os.environ["PATH"] = ""
 from tests.benchmarks.gpu import main
-main([])
+wanted = ["--sections", "training", "caches", "decoding", "--batch", "2", "--out", {str(tmp_path / "b.md")!r}]
+main(["lingshu-7b", *wanted])
 """
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root / "workflow"), os.environ.get("PYTHONPATH", "")])
@@ -104,9 +107,30 @@ main([])
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in gpu.BACKBONES:
-        rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and name in line]
-        assert len(rows) == 10, done.stdout
+    text = (tmp_path / "b.md").read_text()
+    assert "<!-- gpu lingshu-7b -->" in text
+    assert "commit unknown" in text
+    assert "failed" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "lingshu" in line]
+    assert rows == [line for line in done.stdout.splitlines() if line.startswith("| ") and "lingshu" in line]
+    assert len(rows) == 6 + 6 + 2 * 3
+
+
+def test_what_fails_becomes_a_row_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
+    def out_of_memory(bench, repetitions):
+        yield bench.row("one that was measured", "", "", "", None, "", "")
+        raise torch.OutOfMemoryError("no room | for\nlogits")
+
+    monkeypatch.setattr(gpu.Bench, "training", out_of_memory)
+    gpu.main(["medgemma-4b", "--sections", "training", "loss", "--batch", "2", "--out", str(tmp_path / "b.md")])
+    lines = [line for line in (tmp_path / "b.md").read_text().splitlines() if "medgemma-4b, shrunken" in line]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "one that was measured", "training: failed", "head, loss and gradient: separate operations / the kernel",
+    ]  # fmt: skip
+    assert "OutOfMemoryError: no room / for logits" in lines[1]
+    with pytest.raises(SystemExit):
+        gpu.main(["medgemma-4b", "--sections", "sleeping"])
+    assert "there is no section sleeping" in capsys.readouterr().err
 
 
 def test_a_table_is_put_between_its_markers(tmp_path):
