@@ -1,14 +1,21 @@
 """Greedy decoding equals ``model.generate`` on pixel values, batch size one, and goes on after a kill."""
 
 import json
+import shutil
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dive.backbones.loading import load_backbone
+from dive.backbones.vision import VisionFeatures
+from dive.data.generations import read_generations
 from dive.files import Journal
-from dive.generation import decode
+from dive.generation import GREEDY, decode, generate_reports, name_of, render_queries, unused_settings
 from dive.provenance import fingerprint
 from tests.unit import tiny_models
+from tests.unit.tiny_study import write_study
 
 LIMIT = 24
 
@@ -33,37 +40,98 @@ def world(backbone):
     return images, features, prompts
 
 
-def plain_generate(backbone, prompt, images):
+def plain_generate(backbone, prompt, images, **options):
+    """Tokens that ``model.generate`` writes, without the one that ended them, and that one or None."""
     inputs = tiny_models.plain_inputs(backbone, prompt, images)
-    out = backbone.model.generate(**inputs, max_new_tokens=LIMIT, do_sample=False, eos_token_id=backbone.term_id)
-    new = out[0, len(prompt.ids) :].tolist()
-    return new[:-1] if new[-1] == backbone.term_id else new
+    out = backbone.model.generate(**inputs, max_new_tokens=LIMIT, **{"do_sample": False, **options})
+    *new, last = out[0, len(prompt.ids) :].tolist()
+    return (new, last) if last in backbone.stop_ids else ([*new, last], None)
+
+
+def as_generated(reports):
+    return [(report.ids, report.ended_by) for report in reports]
 
 
 def test_greedy_decoding_equals_generate_and_batch_size_one(backbone, world):
     images, features, prompts = world
     expected = [plain_generate(backbone, prompt, images) for prompt in prompts]
-    assert len({tuple(ids) for ids in expected}) > 1, "the fixture must not answer the same to every prompt"
+    assert len({tuple(ids) for ids, _ in expected}) > 1, "the fixture must not answer the same to every prompt"
     for size in (1, 4, 6):
-        decoded = decode(backbone, prompts, features, LIMIT, batch_size=size)
-        assert [d.ids for d in decoded] == expected
+        assert as_generated(decode(backbone, prompts, features, LIMIT, batch_size=size)) == expected
 
 
-def test_term_stops_and_the_limit_does_not_count_as_a_stop(backbone, world):
-    _, features, prompts = world
+def test_reports_end_at_every_token_at_which_generate_stops(backbone, world, monkeypatch):
+    images, features, prompts = world
+    settings = backbone.model.generation_config
+    monkeypatch.setattr(settings, "eos_token_id", 10**6)  # no token has this number
     free = decode(backbone, prompts, features, LIMIT, batch_size=6)
-    chosen = next(d for d in free if not d.stopped)
-    # Make a token that the model is known to emit its terminator: generation must end there, and only there.
-    term, backbone.term_id = backbone.term_id, chosen.ids[5]
-    try:
-        for before, after in zip(free, decode(backbone, prompts, features, LIMIT, batch_size=6), strict=True):
-            if backbone.term_id in before.ids:
-                assert after.stopped
-                assert after.ids == before.ids[: before.ids.index(backbone.term_id)]
-    finally:
-        backbone.term_id = term
-    assert not chosen.stopped
-    assert len(chosen.ids) == LIMIT
+    assert all(len(report.ids) == LIMIT and not report.stopped for report in free)
+    first, second = free[0].ids[5], free[1].ids[9]
+    for ends in (first, [second, 10**6, backbone.term_id, first]):
+        monkeypatch.setattr(settings, "eos_token_id", ends)
+        expected = [plain_generate(backbone, prompt, images) for prompt in prompts]
+        assert first in {end for _, end in expected}
+        assert as_generated(decode(backbone, prompts, features, LIMIT, batch_size=6)) == expected
+    assert len({end for _, end in expected}) > 1
+    for before, after in zip(free, decode(backbone, prompts, features, LIMIT, batch_size=6), strict=True):
+        stop = next((i for i, token in enumerate(before.ids) if token in backbone.stop_ids), LIMIT)
+        assert after.ids == before.ids[:stop]
+        assert after.stopped == (stop < LIMIT)
+
+
+def test_generate_writes_the_same_with_the_settings_that_the_log_names(backbone, world, monkeypatch):
+    """Qwen 2.5-VL's generation_config.json, for example, samples and has a penalty for repetition."""
+    images, features, prompts = world
+    settings = backbone.model.generation_config
+    assert unused_settings(settings) == {}
+    for name, value in {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.5}.items():
+        monkeypatch.setattr(settings, name, value)
+    unused = unused_settings(settings)
+    assert unused == {"do_sample": True, "repetition_penalty": 1.5}
+    decoded = as_generated(decode(backbone, prompts, features, LIMIT, batch_size=6))
+    assert decoded != [plain_generate(backbone, prompt, images) for prompt in prompts]
+    neutral = {name: GREEDY[name] for name in unused}
+    assert decoded == [plain_generate(backbone, prompt, images, **neutral) for prompt in prompts]
+
+
+def test_the_table_says_which_token_ended_each_report(tiny_settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings = tiny_settings("gemma3")
+    folder = tmp_path / "model"
+    shutil.copytree(settings["path"], folder)
+    settings = {**settings, "path": str(folder)}
+    study = write_study(tmp_path / "study", load_backbone(settings))
+    uids = [uid for group in study.members.values() for uid in group]
+    pq.write_table(
+        pa.table({"study_uid": uids, "patient_uid": uids, "target": list(study.targets.values())}), study.studies
+    )
+    test = study.members["queries"]
+    Path(study.pool).write_text(json.dumps({"test": test}))
+
+    def generate():
+        out = tmp_path / "out.parquet"
+        arguments = (study.studies, study.pool, None, study.vision, None, {"max_new_tokens": LIMIT})
+        generate_reports(settings, {"image": "own"}, *arguments, str(out), str(tmp_path / "partial"))
+        return read_generations(out)
+
+    free = generate()
+    assert set(free["ended_by"]) <= {None, "<end_of_turn>", "<eos>"}
+    assert free["stopped"] == [token is not None for token in free["ended_by"]]
+    backbone, features = load_backbone(settings), VisionFeatures(study.vision)
+    written = decode(backbone, render_queries(backbone, test, features.n_tokens, {}), features, LIMIT, 6)
+    token = max(written, key=lambda report: len(report.ids)).ids[3]
+    generation = json.loads((folder / "generation_config.json").read_text())
+    generation["eos_token_id"].append(token)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    ended = generate()
+    name = backbone.tokenizer.convert_ids_to_tokens(token)
+    for report, length, end in zip(written, ended["n_tokens"], ended["ended_by"], strict=True):
+        if token in report.ids:
+            assert (length, end) == (report.ids.index(token), name)
+        else:
+            assert (length, end) == (len(report.ids), name_of(backbone.tokenizer, report.ended_by))
+    assert f"{name} ({ended['ended_by'].count(name)})" in caplog.text
+    assert name_of(backbone.tokenizer, 10**6) == "1000000"
 
 
 def test_a_partial_file_is_continued_only_by_the_run_that_began_it(tmp_path):

@@ -1,5 +1,7 @@
 """Prompts: equal to the processor class where that loads, and exact about where the report lies."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -35,6 +37,22 @@ def test_terminator_that_would_not_stop_generation_is_refused(backbones, family)
     backbone = backbones[family]
     with pytest.raises(ValueError, match="generation would never stop"):
         PromptBuilder(backbone.tokenizer, backbone.family, backbone.image_token_id, {backbone.image_token_id}, "Write.")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_end_tokens_is_refused(tiny_settings, tmp_path, family):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_settings(family)["path"], folder)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    del generation["eos_token_id"]
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    with pytest.raises(ValueError, match=r"not in eos_token_id \[\] of generation_config\.json"):
+        load_backbone(tiny_models.settings(folder))
+    # Without that file, transformers takes them from config.json, and so does generation.
+    (folder / "generation_config.json").unlink()
+    backbone = load_backbone(tiny_models.settings(folder))
+    eos = backbone.model.generation_config.eos_token_id
+    assert backbone.stop_ids == set(eos if isinstance(eos, list) else [eos])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

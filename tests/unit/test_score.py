@@ -57,6 +57,19 @@ def score(world, generations):
     return json.loads((world / "scores/summary.json").read_text())
 
 
+def test_the_stop_rate_counts_every_end_token_and_the_summary_names_them(world):
+    ends = {"t1": (True, "<end_of_turn>"), "t2": (False, None), "t3": (True, "<eos>")}
+    path = world / "seed0.parquet"
+    write_generations(path, [(uid, f"p{uid}", TARGETS[uid], 4, *end) for uid, end in ends.items()])
+    assert read_generations(path)["ended_by"] == ["<end_of_turn>", None, "<eos>"]
+    summary = score(world, {0: str(path), 1: generate(world, 1, [(uid, TARGETS[uid]) for uid in ends], stopped=None)})
+    assert summary["metrics"]["stop_rate"]["seeds"] == {"0": pytest.approx(2 / 3)}
+    assert summary["provenance"]["endings"] == {
+        "0": {"<end_of_turn>": 1, "length limit": 1, "<eos>": 1},
+        "1": {"unknown": 3},
+    }
+
+
 def test_perfect_and_empty_seeds(world):
     test = ["t1", "t2", "t3"]
     perfect = generate(world, 0, [(uid, TARGETS[uid]) for uid in reversed(test)])  # order does not matter

@@ -106,10 +106,8 @@ def test_greedy_decoding_after_shared_demonstrations_equals_generate(backbone, w
     expected = []
     for prompt in prompts:
         inputs = tiny_models.plain_inputs(backbone, prompt, world.images)
-        out = backbone.model.generate(**inputs, max_new_tokens=LIMIT, do_sample=False, eos_token_id=backbone.term_id)[
-            0, len(prompt.ids) :
-        ].tolist()
-        expected.append(out[:-1] if out[-1] == backbone.term_id else out)
+        out = backbone.model.generate(**inputs, max_new_tokens=LIMIT, do_sample=False)[0, len(prompt.ids) :].tolist()
+        expected.append(out[:-1] if out[-1] in backbone.stop_ids else out)
     assert len({tuple(ids) for ids in expected}) > 1, "the fixture must not answer the same to every prompt"
     seen = []
     collate = type(backbone).collate
@@ -128,13 +126,10 @@ def test_greedy_decoding_after_shared_demonstrations_equals_generate(backbone, w
         assert sum(seen) == shared.length + sum(len(prompt.ids) - shared.length for prompt in prompts)
     # A report that ends early leaves the batch, and the others go on from their own rows.
     term = expected[0][3]
-    monkeypatch.setattr(backbone, "term_id", term)
+    monkeypatch.setattr(backbone.model.generation_config, "eos_token_id", [*backbone.stop_ids, term])
     ended = decode(backbone, prompts, world.features, LIMIT, 5)
     for report, whole in zip(ended, expected, strict=True):
-        if term in whole:
-            assert report.ids == whole[: whole.index(term)]
-        elif len(whole) == LIMIT:
-            assert report.ids == whole
+        assert report.ids == (whole[: whole.index(term)] if term in whole else whole)
     assert len({len(report.ids) for report in ended}) > 1
 
 

@@ -363,7 +363,8 @@ def test_a_continued_chat_is_steered_from_the_first_answer_on(backbone):
     assert expected.argmax(-1).tolist() == answer
 
 
-def test_generation_from_pixels_equals_our_decoding(backbone):
+def test_generation_from_pixels_equals_our_decoding(backbone, monkeypatch):
+    """Which ends at any end token of the checkpoint, here at one that the steered model writes."""
     from dive.generation import decode
 
     picture = image(1).convert("RGB")
@@ -371,11 +372,14 @@ def test_generation_from_pixels_equals_our_decoding(backbone):
     prompt = backbone.prompts.render("s", {"s": len(features["s"].tokens)})
     model = attach(backbone.model, trained(DIVE, scale=0.2), layers=backbone.layers)
     inputs = plain_inputs(backbone, prompt, {"s": picture})
-    generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(prompt.ids) :].tolist()
     (decoded,) = decode(backbone, [prompt], features, 8, 1)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [backbone.term_id, decoded.ids[-2]])
+    generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(prompt.ids) :].tolist()
+    (ended,) = decode(backbone, [prompt], features, 8, 1)
+    assert generated == [*ended.ids, ended.ended_by]
+    assert ended.ended_by == decoded.ids[-2]
     model.detach()
     (plain,) = decode(backbone, [prompt], features, 8, 1)
-    assert generated[: len(decoded.ids)] == decoded.ids
     assert decoded.ids != plain.ids
 
 

@@ -1,4 +1,5 @@
-"""A GPU is waited for at most twice in a training step and once in a decoded token, counted on a pretend one."""
+"""A GPU is waited for at most twice in a training step, once in a decoded token and once in a
+batch of the teacher; counted on a pretend one."""
 
 import json
 import os
@@ -40,6 +41,13 @@ def test_a_decoded_token_waits_once(counts):
     assert len(cases) == 6
     for case, (waits, _) in cases.items():
         assert TOKENS - 1 <= sum(waits.values()) <= TOKENS, (case, waits)
+
+
+def test_a_batch_of_the_teacher_waits_once_whatever_its_prompts_and_layers(counts):
+    cases = {case: found for case, found in counts.items() if "_states" in case}
+    assert len(cases) == 4
+    for case, (waits, _) in cases.items():
+        assert sum(waits.values()) == 1, (case, waits)
 
 
 def test_the_pretend_device_refuses_what_a_gpu_refuses():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from dive.distillation.cache import teacher_states
+from dive.distillation.layers import layer_states
 from dive.distillation.run import Run
 from dive.distillation.student import Student
 from dive.generation import decode_batch
@@ -64,6 +66,14 @@ def decoding(backbone, shape, study, features, method):
     return more
 
 
+def reading(backbone, study, features, states_of):
+    """The teacher's states of a batch of prompts."""
+    prompts = study.render(backbone)
+    with counted() as counts:
+        assert len(states_of(backbone, prompts, features)) == len(prompts)
+    return counts
+
+
 def main():
     """All cases."""
     mode, found = pretend(), {}
@@ -80,6 +90,8 @@ def main():
                     counts = training(backbone, shape, study, features, states, method, kept)
                     found[f"training {shape.family} {name} {way}"] = counts
                 found[f"decoding {shape.family} {name}"] = decoding(backbone, shape, study, features, method)
+            for states_of in (teacher_states, layer_states):
+                found[f"{states_of.__name__} {shape.family}"] = reading(backbone, study, features, states_of)
     print(json.dumps({case: [dict(counts.waits), dict(counts.uploads)] for case, counts in found.items()}))
 
 

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dive.backbones.finite import states_error
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt, PromptStore
 from dive.backbones.shared import Shared
 from dive.backbones.steps import steps_for
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.devices import explained_memory
+from dive.devices import explained_memory, upload
 from dive.files import Journal
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of
@@ -22,14 +23,19 @@ class Decoded(NamedTuple):
     """One generated report.
 
     Attributes:
-        ids: generated tokens, without the terminator.
+        ids: generated tokens, without the one that ended the report.
         text: their text, special tokens removed, stripped.
-        stopped: True where the backbone ended the report with TERM, False where the length limit did.
+        ended_by: the token of ``Backbone.stop_ids`` that ended the report; None where the length limit did.
     """
 
     ids: list[int]
     text: str
-    stopped: bool
+    ended_by: int | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the backbone ended the report, and not the length limit."""
+        return self.ended_by is not None
 
 
 @torch.no_grad()
@@ -43,48 +49,53 @@ def decode_batch(
 ) -> list[Decoded]:
     """Greedy continuation of one batch of prompts; no length, repetition or minimum-length penalty.
 
-    Finished reports leave the batch when enough of it has ended, so that a long one does not make the others wait; what
-    is left continues from the same cache rows. Equal to ``model.generate(do_sample=False)`` on pixel values
-    (tests/unit/test_generation.py).
+    A report ends at any token of ``backbone.stop_ids``. Finished reports leave the batch when enough of it has ended,
+    so that a long one does not make the others wait; what is left continues from the same cache rows. Equal to
+    ``model.generate(do_sample=False)`` on pixel values (tests/unit/test_generation.py).
 
     Args:
         backbone: steered where a handle of ``dive.steering.attach`` is active on it.
         prompts: B prompts without reports.
         features: image features by key.
-        max_new_tokens: limit, the terminator included.
+        max_new_tokens: limit, the token that ends a report included.
         shared: ``backbone.share`` of these prompts, among others; None runs them whole.
 
     Raises:
-        RuntimeError: out of device memory; the message names the setting.
+        RuntimeError: out of device memory, or states that are not finite; the message names the setting.
     """
     batch = backbone.collate(prompts, features, shared=shared)
     cache = shared.new_cache() if shared else backbone.new_cache()
     hidden = backbone.prefill(batch, cache)[:, -1]
     steps = steps_for(backbone, cache, batch.mask, batch.next_position, max_new_tokens)
-    rows = torch.arange(len(prompts), device=backbone.device)
-    running = torch.ones_like(rows, dtype=torch.bool)
+    stop_ids = backbone.stop_ids
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    running = set(rows)
     written: list[list[int]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
+    ended_by: list[int | None] = [None] * len(prompts)
     for step in range(max_new_tokens):
-        token = backbone.head(hidden).argmax(-1)
-        ends = running & (token == backbone.term_id)
-        running &= ~ends
-        flags = zip(rows.tolist(), token.tolist(), running.tolist(), ends.tolist(), strict=True)
-        for row, value, goes_on, ended in flags:
-            if goes_on:
+        best, token = backbone.head(hidden).max(-1)
+        # The only copy from the device in a step, for which a GPU has to be waited for. A NaN is taken for the largest.
+        for row, value, finite in zip(rows, *torch.stack([token, best.isfinite()]).tolist(), strict=True):
+            if row not in running:
+                continue
+            if not finite:
+                raise states_error(f"the report of {prompts[row].images[-1]}, token {step + 1}", backbone.dtype)
+            if value in stop_ids:
+                ended_by[row] = value
+                running.remove(row)
+            else:
                 written[row].append(value)
-            elif ended:
-                stopped[row] = True
-        n_running = int(running.sum())
-        if not n_running or step == max_new_tokens - 1:
+        if not running or step == max_new_tokens - 1:
             break
-        if n_running <= steps.few * len(rows):
-            keep = running.nonzero()[:, 0]
+        if len(running) <= steps.few * len(rows):
+            kept = [index for index, row in enumerate(rows) if row in running]
+            rows = [rows[index] for index in kept]
+            keep = upload(torch.tensor(kept), backbone.device)
             steps.keep(keep)
-            rows, running, token = (part[keep] for part in (rows, running, token))
+            token = token[keep]
         hidden = steps(token)
     texts = backbone.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [Decoded(ids, text.strip(), stop) for ids, text, stop in zip(written, texts, stopped, strict=True)]
+    return [Decoded(ids, text.strip(), end) for ids, text, end in zip(written, texts, ended_by, strict=True)]
 
 
 def decode(
@@ -158,12 +169,12 @@ def generate_reports(
         vision: folder of the vision features.
         adapter: folder of the trained intervention; None for prompt methods.
         decoding: ``max_new_tokens``.
-        out: parquet with a row a study: study_uid, patient_uid, report, n_tokens, stopped.
+        out: parquet with a row a study, see ``dive.data.generations``.
         partial: JSON Lines file outside the declared outputs.
     """
     import pyarrow.parquet as pq
 
-    from dive.data.generations import write_generations
+    from dive.data.generations import count_endings, write_generations
 
     table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
@@ -174,9 +185,15 @@ def generate_reports(
     inputs = [backbone["path"], studies, pool, demonstrations, vision, adapter]
     made_by = fingerprint([backbone, method, decoding, code], inputs)
     journal = Journal(partial, made_by)
-    done = {uid: tuple(row) for uid, *row in journal.read()}
+    done = {uid: row for uid, *row in journal.read()}
     features = VisionFeatures(vision)
     loaded = load_backbone(backbone)
+    if unused := unused_settings(loaded.model.generation_config):
+        log.info(
+            "reports are written greedily: generation_config.json of the backbone says %s, which is not used here; "
+            "for the same reports, give model.generate %s",
+            *(", ".join(f"{name}={values[name]}" for name in unused) for values in (unused, GREEDY)),
+        )
     if done:
         log.info("resuming: %d of %d reports were already written", len(done), len(uids))
     prompts = PromptStore(loaded.term_id)
@@ -202,9 +219,29 @@ def generate_reports(
             chosen = [prompts[i] for i in batch]
             reports = decode_batch(loaded, chosen, features, decoding["max_new_tokens"], shared)
             for i, report in zip(batch, reports, strict=True):
-                done[uids[i]] = (report.text, len(report.ids), report.stopped)
+                end = name_of(loaded.tokenizer, report.ended_by)
+                done[uids[i]] = [report.text, len(report.ids), report.stopped, end]
             journal.append(*([uids[i], *done[uids[i]]] for i in batch))
     write_generations(out, [(uid, patients[uid], *done[uid]) for uid in uids])
     journal.remove()
-    n_stopped = sum(stopped for _, _, stopped in done.values())
-    log.info("%d reports, %d ended by the terminator", len(uids), n_stopped)
+    endings = count_endings([row[2] for row in done.values()], [row[3] for row in done.values()])
+    log.info("%d reports, ended by %s", len(uids), ", ".join(f"{what} ({n})" for what, n in endings.items()))
+
+
+def name_of(tokenizer: Any, token: int | None) -> str | None:
+    """A token as the tokenizer writes it; its number where the tokenizer does not know it; None for None."""
+    return None if token is None else tokenizer.convert_ids_to_tokens(token) or str(token)
+
+
+GREEDY = {
+    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
+    "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [], "sequence_bias": {},
+    "forced_bos_token_id": None, "forced_eos_token_id": None,
+}  # fmt: skip
+"""Settings of ``model.generate`` that choose tokens, at the values under which it does what ``decode_batch`` does."""
+
+
+def unused_settings(generation_config: Any) -> dict[str, Any]:
+    """What a checkpoint's ``generation_config`` says of choosing tokens, and reports are written without."""
+    said = {name: getattr(generation_config, name, None) for name in GREEDY}
+    return {name: value for name, value in said.items() if value is not None and value != GREEDY[name]}

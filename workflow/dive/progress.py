@@ -20,9 +20,9 @@ T = TypeVar("T")
 def logged(path: str | Path) -> Iterator[None]:
     """The frame of a job: send messages of the block to ``path`` and to standard error, and start and end quickly.
 
-    Python warnings join the same log, so that a library's complaint is never lost; an exception is recorded there. A
-    block that ends well leaves what it cost, see `cost_file`. Where there is a warm process (`dive.warm`) this call
-    does not return: a fork of it runs the script from its beginning.
+    Python warnings, and what transformers warns of (it prints that itself), join the log, so that a library's complaint
+    is never lost; an exception is recorded there. A block that ends well leaves what it cost, see `cost_file`. Where
+    there is a warm process (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
 
     A job imports what it needs within the block: torch and transformers leave a million objects that live as long as
     the process, and looking for garbage among them again and again, and once more at the end, took a third of the
@@ -42,6 +42,8 @@ def logged(path: str | Path) -> Iterator[None]:
     for logger in loggers:
         logger.addHandler(file)
         logger.addHandler(terminal)
+    library = logging.getLogger("transformers")
+    library.addHandler(file)
     try:
         yield
     except BaseException:
@@ -54,6 +56,7 @@ def logged(path: str | Path) -> Iterator[None]:
         for logger in loggers:
             logger.removeHandler(file)
             logger.removeHandler(terminal)
+        library.removeHandler(file)
         file.close()
         logging.captureWarnings(False)
         gc.freeze()

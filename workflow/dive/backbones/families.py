@@ -17,6 +17,7 @@ class Family:
         token_types: the model attends to the tokens of one image in both directions and is told which they are.
         rotary_3d: positions are (temporal, height, width) triples (M-RoPE, Qwen2-VL, 2409.12191).
         masks_by_layer_type: ready attention masks are given as a mapping from layer type; else as one tensor.
+        unread: patterns of weights that the model never reads, so that checkpoints may have them or not.
     """
 
     placeholder: str
@@ -24,6 +25,12 @@ class Family:
     token_types: bool = False
     rotary_3d: bool = False
     masks_by_layer_type: bool = True
+    unread: tuple[str, ...] = ()
+
+
+# SigLIP's head pools an image into one vector, and both families read the states of its patches. Whether a model has
+# it is said by `vision_use_head` of the vision configuration, which not every checkpoint's agrees with.
+_POOLING_HEAD = r"\bvision_tower\.(vision_model\.)?head\."
 
 
 def family_of(model_type: str, tokenizer: Any) -> Family:
@@ -34,11 +41,11 @@ def family_of(model_type: str, tokenizer: Any) -> Family:
     """
     if model_type == "gemma3":
         begin, token, end = tokenizer.boi_token, tokenizer.image_token, tokenizer.eoi_token
-        return Family(begin, f"\n\n{begin}{token}{end}\n\n", token_types=True)
+        return Family(begin, f"\n\n{begin}{token}{end}\n\n", token_types=True, unread=(_POOLING_HEAD,))
     if model_type == "qwen2_5_vl":
         return Family("<|image_pad|>", "<|image_pad|>", rotary_3d=True)
     if model_type == "llava":
-        return Family("<image>", "<image>", masks_by_layer_type=False)
+        return Family("<image>", "<image>", masks_by_layer_type=False, unread=(_POOLING_HEAD,))
     raise ValueError(
         f"model_type {model_type!r} is not supported; known: gemma3, qwen2_5_vl, llava (dive/backbones/families.py)"
     )

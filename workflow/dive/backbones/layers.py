@@ -1,4 +1,4 @@
-"""Where the decoder layers of a vision-language model are, found by watching it run."""
+"""Where the decoder layers of a vision-language model are, found by watching it run, and what they put out."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,10 +6,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from dive.devices import upload
+
 
 def hidden_of(output: Any) -> torch.Tensor:
     """The hidden states in a layer's output, which is a tensor or a tuple that begins with it, by family."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def states_at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``states[mask]`` of states (B, T, d) and a mask (B, T), bool: (N, d); gradients flow.
+
+    With a mask on the CPU, a GPU is not waited for, as it is where it must say how many positions a mask holds.
+    """
+    rows = mask.flatten().nonzero()[:, 0]
+    return states.flatten(0, 1).index_select(0, upload(rows, states.device))
 
 
 def find_decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from dive.backbones.checkpoint import load_checkpoint
 from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
@@ -86,7 +87,8 @@ class Backbone:
 
     Attributes:
         layers: decoder layers in order, found by probing.
-        term_id: the template's end-of-turn token, the only token that ends a report.
+        term_id: TERM, the template's end-of-turn token, which ends every report that the model reads; one that it
+            writes ends at any of ``stop_ids``.
         compiled: whether ``compile`` was called.
     """
 
@@ -113,14 +115,7 @@ class Backbone:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.image_token_id: int = config.image_token_id
         self.family = family_of(config.model_type, tokenizer)
-        eos = model.generation_config.eos_token_id
-        self.prompts = PromptBuilder(
-            tokenizer,
-            self.family,
-            self.image_token_id,
-            set(eos if isinstance(eos, list) else [eos]),
-            instruction,
-        )
+        self.prompts = PromptBuilder(tokenizer, self.family, self.image_token_id, self.stop_ids, instruction)
         self.term_id = self.prompts.term_id
 
     @cached_property
@@ -160,6 +155,12 @@ class Backbone:
         return AutoImageProcessor.from_pretrained(
             self.source, revision=self.revision, trust_remote_code=False, use_fast=False, **self.image
         )
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The tokens that end what the model writes, TERM among them: those at which ``model.generate`` stops."""
+        eos = self.model.generation_config.eos_token_id
+        return set() if eos is None else {eos} if isinstance(eos, int) else {*eos}
 
     @property
     def device(self) -> torch.device:
@@ -418,19 +419,19 @@ def _same_image(is_image: torch.Tensor) -> torch.Tensor:
 def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     """Load a frozen backbone from a ``save_pretrained`` folder or the hub.
 
-    Weights must be safetensors and no code from the checkpoint is run.
+    Weights must be safetensors, complete and finite (see ``load_checkpoint``), and no code from the checkpoint is run.
 
     Args:
         settings: ``backbones.<name>`` of the config: path, revision, dtype, device (see `claim_device`), instruction,
             image, compile.
 
     Raises:
-        ValueError: the device is not available, or the chat template cannot be used (see ``PromptBuilder``).
+        ValueError: the device is not available, the family is unknown, the chat template cannot be used (see
+            ``PromptBuilder``), or the weights are not all there and finite.
         OSError: nothing loadable at ``path``.
         RuntimeError: the device has no room for the model.
     """
     from transformers.models.auto.configuration_auto import AutoConfig
-    from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     path, revision = settings["path"], settings.get("revision")
@@ -439,16 +440,10 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     device = claim_device(settings.get("device", "auto"))
     shared = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **shared)
-    model = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=config,
-        dtype=getattr(torch, settings.get("dtype", "float32")),
-        use_safetensors=True,
-        **shared,
-    )
-    with explained_memory("backbones.*.dtype to bfloat16, or give the device to this job alone"):
-        model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)
+    unread = family_of(config.model_type, tokenizer).unread
+    dtype = getattr(torch, settings.get("dtype", "float32"))
+    model = load_checkpoint(path, revision, config, dtype, device, unread)
     backbone = Backbone(
         model,
         tokenizer,

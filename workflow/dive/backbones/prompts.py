@@ -90,7 +90,7 @@ class PromptBuilder:
         tokenizer: a *fast* tokenizer with a chat template; slow ones have no offsets.
         family: image conventions of the model.
         image_token_id: id of one image token in the model's config.
-        eos_token_ids: ``generation_config.eos_token_id`` as a set.
+        eos_token_ids: ``generation_config.eos_token_id`` as a set; empty where there is none.
         instruction: what the user's turn says beside the image (config ``backbones.<name>.instruction``).
 
     Raises:
@@ -123,7 +123,8 @@ class PromptBuilder:
             raise ValueError(
                 f"the chat template ends an answer with token {term} "
                 f"({self.tokenizer.convert_ids_to_tokens(term) if term is not None else 'nothing'}), which is not in "
-                f"generation_config.eos_token_id {sorted(eos_token_ids)}: generation would never stop; add it there"
+                f"eos_token_id {sorted(eos_token_ids)} of generation_config.json: generation would never stop; "
+                "add it there"
             )
         if term == self.tokenizer.pad_token_id:
             raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dive.backbones.finite import require_finite
 from dive.backbones.loading import ImageFeatures, load_backbone
 from dive.data.readable import UNREADABLE
 from dive.data.roots import DataError
@@ -143,7 +144,8 @@ def cache_vision(
 
     Raises:
         DataError: too many images cannot be decoded; the first are named.
-        RuntimeError: no room on the disk, or out of device memory; the message names the setting.
+        RuntimeError: no room on the disk, out of device memory, or features that are not finite; the message names the
+            setting.
     """
     from dive.data.studies import read_studies
 
@@ -176,6 +178,7 @@ def cache_vision(
                 example = next(iter(images.values()))
                 with explained_memory("backbones.*.batch.vision"):
                     blank = loaded.embed_images([Image.new("RGB", example.size, (128, 128, 128))])[0]
+                require_finite({"the blank image": blank.tokens}, loaded.dtype)
                 writer.add(BLANK, blank.tokens, grid=blank.grid)
             if not announced:
                 of_one = math.prod(writer.notes(BLANK)["shape"]) * torch.finfo(loaded.dtype).bits // 8
@@ -185,6 +188,7 @@ def cache_vision(
                 announced = True
             with explained_memory("backbones.*.batch.vision"):
                 embedded = loaded.embed_images(list(images.values()))
+            require_finite(dict(zip(images, (feature.tokens for feature in embedded), strict=True)), loaded.dtype)
             for uid, feature in zip(images, embedded, strict=True):
                 if uid not in writer:
                     failed = [bad for bad in decoder.unreadable if bad["study_uid"] == uid]

@@ -1,7 +1,9 @@
 """The table of generated reports, which every row of the paper's table writes and every score reads."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +17,10 @@ SCHEMA = pa.schema(
         ("report", pa.string()),
         ("n_tokens", pa.int32()),
         ("stopped", pa.bool_()),
+        ("ended_by", pa.string()),
     ]
 )
-"""A row a study: the text, its length in the backbone's tokens, and whether TERM ended it (not the length limit)."""
+"""A row a study, see ``Generation``."""
 
 
 LONGEST = 100_000
@@ -25,9 +28,36 @@ LONGEST = 100_000
 second; a longer text is an error. It is never cut, since that would change its scores."""
 
 
-def write_generations(path: str | Path, rows: Iterable[tuple[str, str, str, int, bool]]) -> None:
-    """Write (study_uid, patient_uid, report, n_tokens, stopped) rows, atomically and in the order given."""
-    columns = list(zip(*rows, strict=True)) or [[] for _ in SCHEMA]
+class Generation(NamedTuple):
+    """One report.
+
+    Attributes:
+        study_uid, patient_uid: whose it is.
+        report: the text.
+        n_tokens: its length in the backbone's tokens, without the one that ended it.
+        stopped: whether the writer ended it: with any of the end tokens at which ``model.generate`` stops, and not by
+            the limit on new tokens; None where nobody knows.
+        ended_by: that token; None for a report that was cut, or was not written token by token.
+    """
+
+    study_uid: str
+    patient_uid: str
+    report: str
+    n_tokens: int
+    stopped: bool | None
+    ended_by: str | None = None
+
+
+def count_endings(stopped: Iterable[bool | None], ended_by: Iterable[str | None]) -> dict[str, int]:
+    """How many reports each token ended, the limit on new tokens, or nobody knows what; the most frequent first."""
+    otherwise = {True: "end of text", False: "length limit", None: "unknown"}
+    counts = Counter(token or otherwise[flag] for flag, token in zip(stopped, ended_by, strict=True))
+    return dict(counts.most_common())
+
+
+def write_generations(path: str | Path, rows: Iterable[Sequence]) -> None:
+    """Write rows with the fields of ``Generation``, atomically and in the order given."""
+    columns = list(zip(*(Generation(*row) for row in rows), strict=True)) or [[] for _ in SCHEMA]
     table = pa.table([list(column) for column in columns], schema=SCHEMA)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from dive.backbones.finite import require_finite
+from dive.backbones.layers import states_at
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt, PromptStore
 from dive.backbones.shared import Shared
@@ -85,11 +87,25 @@ def teacher_states(
         prompts: with reports.
         features: image features by key.
         shared: ``backbone.share`` of these prompts, among others; None runs them whole.
+
+    Raises:
+        RuntimeError: states are not finite; the message names a study and the setting.
     """
     batch = backbone.collate(prompts, features, part="full", shared=shared)
     hidden = backbone.prefill(batch, shared and shared.new_cache())
-    mask = predicting_mask(prompts, hidden.shape[1])
-    return [states[rows.to(states.device)] for states, rows in zip(hidden, mask, strict=True)]
+    states = states_at(hidden, predicting_mask(prompts, hidden.shape[1]))
+    return finite_parts(backbone, prompts, states, dim=0)
+
+
+def finite_parts(backbone: Backbone, prompts: Sequence[Prompt], states: torch.Tensor, dim: int) -> list[torch.Tensor]:
+    """States of several prompts, one after another along ``dim``, by prompt.
+
+    Raises:
+        RuntimeError: they are not finite; the message names a study and the setting.
+    """
+    parts = states.split([prompt.n_labels for prompt in prompts], dim)
+    require_finite({prompt.images[-1]: part for prompt, part in zip(prompts, parts, strict=True)}, backbone.dtype)
+    return list(parts)
 
 
 def cache_teacher(
@@ -180,7 +196,5 @@ def cache_states(
             with explained_memory("backbones.*.batch.teacher"):
                 states = states_of(loaded, [prompts[row] for row in rows], features, shared)
             for row, of_query in zip(rows, states, strict=True):
-                if not of_query.isfinite().all():
-                    raise RuntimeError(f"the teacher's states of {uids[row]} are not finite; try dtype: float32")
                 if uids[row] not in writer:  # a kill can come between the shards of one batch
                     writer.add(uids[row], of_query, complete=prompts[row].complete)

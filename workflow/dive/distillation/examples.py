@@ -8,7 +8,7 @@ import torch
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.devices import explained_memory
-from dive.distillation.cache import predicting_mask
+from dive.distillation.cache import finite_parts, predicting_mask
 from dive.distillation.losses import token_cross_entropy
 from dive.progress import progress
 from dive.steering.attach import Steering
@@ -92,10 +92,9 @@ class Examples:
             batch = self.backbone.collate(prompts, self.features, part="full", shared=shared)
             with explained_memory("backbones.*.batch.training"), Recording(layers, sites, inside) as recording:
                 self.backbone.prefill(batch, shared and shared.new_cache())
-                mask = predicting_mask(prompts, batch.mask.shape[1]).to(batch.mask.device)
+                mask = predicting_mask(prompts, batch.mask.shape[1])
                 states = {site: recording.at(mask, site) for site in sites}
-            lengths = [prompt.n_labels for prompt in prompts]
-            parts = {site: of_site.split(lengths, dim=1) for site, of_site in states.items()}
+            parts = {site: finite_parts(self.backbone, prompts, of_site, dim=1) for site, of_site in states.items()}
             for position, row in enumerate(rows):
                 yield self.uids[row], {site: parts[site][position] for site in sites}
 

@@ -8,7 +8,7 @@ import torch
 from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.backbones.shared import Shared
-from dive.distillation.cache import cache_states, predicting_mask
+from dive.distillation.cache import cache_states, finite_parts, predicting_mask
 from dive.provenance import record
 from dive.steering.recording import Recording
 
@@ -20,12 +20,16 @@ def layer_states(
     features: Mapping[str, ImageFeatures],
     shared: Shared | None = None,
 ) -> list[torch.Tensor]:
-    """Outputs of all decoder layers (L, T+1, width) at the predicting positions of each full prompt (T where cut)."""
+    """Outputs of all decoder layers (L, T+1, width) at the predicting positions of each full prompt (T where cut).
+
+    Raises:
+        RuntimeError: they are not finite; the message names a study and the setting.
+    """
     batch = backbone.collate(prompts, features, part="full", shared=shared)
     with Recording(backbone.layers) as recording:
         backbone.prefill(batch, shared and shared.new_cache())
-        states = recording.at(predicting_mask(prompts, batch.mask.shape[1]).to(batch.mask.device))
-    return list(states.split([prompt.n_labels for prompt in prompts], dim=1))
+        states = recording.at(predicting_mask(prompts, batch.mask.shape[1]))
+    return finite_parts(backbone, prompts, states, dim=1)
 
 
 def cache_layers(

@@ -267,6 +267,11 @@ class Run:
         rows = range(len(self.queries), len(self.lengths))
         criterion, of_term = self.student.validate(rows)
         epoch = done.step // self.steps_per_epoch
+        if not math.isfinite(criterion):
+            raise RuntimeError(
+                f"validation cross-entropy {criterion} after epoch {epoch}; "
+                "lower methods.*.optimiser.lr, or set backbones.*.dtype to float32"
+            )
         done.validation.append([epoch, done.step, criterion, of_term, len(rows)])
         done.keep(criterion, epoch, self.intervention)
 

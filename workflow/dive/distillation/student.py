@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from dive.backbones.layers import states_at
 from dive.backbones.loading import Backbone, Batch, ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.devices import explained_memory, upload
@@ -17,7 +18,7 @@ from dive.distillation.cache import predicting_mask
 from dive.distillation.losses import token_cross_entropy
 from dive.progress import log
 from dive.steering.attach import Steering
-from dive.steering.recording import Recording, states_at
+from dive.steering.recording import Recording
 
 
 class Prefix(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dive.backbones.finite import states_error
 from dive.backbones.loading import Backbone, load_backbone
 from dive.backbones.prompts import PromptStore
 from dive.backbones.vision import VisionFeatures
@@ -65,6 +66,9 @@ def choose_scale(student: Student, n_queries: int, scales: Sequence[float]) -> P
 
     Returns:
         A row of validation for each scale, in their order ("epoch" counts them), and the best state.
+
+    Raises:
+        RuntimeError: the cross-entropy is finite at none of them.
     """
     intervention = student.steering.intervention
     rows = range(n_queries, len(student.prompts))
@@ -77,6 +81,8 @@ def choose_scale(student: Student, n_queries: int, scales: Sequence[float]) -> P
         log.info("scale %g: validation cross-entropy %.4f", scale, criterion)
         done.validation.append([index, 0, criterion, of_term, len(rows)])
         done.keep(criterion, index, intervention)
+    if not math.isfinite(done.best):
+        raise states_error("the validation studies, at every scale", student.backbone.dtype)
     return done
 
 

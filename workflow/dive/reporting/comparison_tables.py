@@ -185,9 +185,9 @@ def tabulate_termination(blocks: Sequence[Block], layout: Mapping[str, Any], met
                 row |= {f"{metric.name}_{end}": value.get(end) for end in ("low", "high")}
             rows.append(row)
     notes = [
-        "Stop rate: reports that end by the end-of-turn token and not by the limit on new tokens. Length ratio: "
-        "generated to reference words over the corpus. Over- and under-long: above 1.5 and below 1/1.5 times the "
-        "reference's words. Premature stop: ends by the token and is under-long. Repeated 4-grams: mean of "
+        "Stop rate: reports that the model ends, by any of its end tokens and not by the limit on new tokens. Length "
+        "ratio: generated to reference words over the corpus. Over- and under-long: above 1.5 and below 1/1.5 times "
+        "the reference's words. Premature stop: the model ends it and it is under-long. Repeated 4-grams: mean of "
         "1 - distinct / all. Unique reports: distinct texts / reports; it has no interval, since a resample repeats "
         "reports."
     ]

@@ -319,8 +319,8 @@ def table_notes(rows: list[Row], layout: Mapping[str, Any], page: bool = False) 
     notes += [
         "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
         "in-context teacher) and ablations are not ranked, nor are stop rate and length ratio.",
-        f"{NORMALISER} Stop rate: reports that end by the end-of-turn token. Length ratio: generated to reference "
-        "words.",
+        f"{NORMALISER} Stop rate: reports that the model ends, not the limit. Length ratio: "
+        "generated to reference words.",
     ]
     if any(row["group"] == "transfer" for row in rows):
         notes.append(

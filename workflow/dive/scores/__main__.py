@@ -189,7 +189,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--reference", default="reference", help="column of the reference (default: %(default)s)")
     add("--references", help="file of the references, if they are not beside the hypotheses")
     add("--id", default=ID, help="column of the study, which pairs files; each once (default: %(default)s)")
-    add("--stopped", help="column that says whether a report ended by its end-of-turn token")
+    add("--stopped", help="column that says whether the system ended a report, and no length limit")
     add("--out", help="CSV to write: a row a metric")
     add("--reports", help="parquet to write: the additive statistics of every report")
     add("--radgraph", help="folder that holds <archive>/{config.json, weights.th, vocabulary/}")

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dive.data.generations import LONGEST, read_generations
+from dive.data.generations import LONGEST, count_endings, read_generations
 from dive.data.readable import readable_pool, studies_left_out
 from dive.files import atomic_path, write_json
 from dive.progress import log
@@ -50,11 +50,11 @@ CONVENTIONS = {
     "rouge_l_unstemmed": "mean ROUGE-L F of rouge-score, stemmer off; 0..100",
     "lexicon_label_f1": "micro F1 of 14 CheXpert labels found by rules, uncertain as positive; not CheXbert; 0..100",
     "lexicon_graph_f1": "mean RadGraph-style `partial` reward of graphs found by rules; not RadGraph; 0..100",
-    "stop_rate": "share of reports that end by the end-of-turn token; 0..1; null where unknown",
+    "stop_rate": "share of reports that the model ends, by any of its end tokens; 0..1; null where unknown",
     "length_ratio": "generated words / reference words over the corpus",
     "over_length_rate": f"share of reports above {termination.OVER:.2f} times their reference's words",
     "under_length_rate": f"share of reports below {termination.UNDER:.2f} times their reference's words",
-    "premature_stop_rate": "share of reports that end by the end-of-turn token and are under-long",
+    "premature_stop_rate": "share of reports that the model ends and that are under-long",
     "repeated_4gram_rate": "mean of 1 - distinct / all 4-grams of a report",
     "unique_report_rate": "distinct reports / reports, case and white space aside",
     "distinct_1": "distinct words / words over all reports, case aside; falls with the amount of text",
@@ -71,7 +71,7 @@ def report_statistics(
     Args:
         hypotheses: generated reports; the empty text is allowed.
         references: their references, in the same order.
-        stopped: whether each report ended by TERM; None where nobody knows.
+        stopped: whether the model ended each report, and no limit; None where nobody knows.
         words: the labeler and graph builder of the lexicon proxies; it remembers texts that it has seen.
     """
     rows = []
@@ -234,7 +234,8 @@ def score_method(
         vocabulary: the vocabulary of the lexicon proxies (CSV).
         out: folder that receives ``reports.parquet`` (a row a seed and study: statistics, no text) and
             ``summary.json`` (``metrics``: name -> {mean, sd, seeds: {seed: value}, n}, null where not measured;
-            ``conventions``; ``provenance`` with the model-based scorers' archives, hashes and versions).
+            ``conventions``; ``provenance``: what ended the reports of each seed; archives, hashes and versions of the
+            model-based scorers).
         vision: folder of the vision features; its studies without a readable image are scored for no method.
         scorers: settings of the model-based scorers (:func:`dive.scores.assets.located`); without them their metrics
             are null.
@@ -261,9 +262,10 @@ def score_method(
     references = [targets[uid] for uid in test]
     words = lexicon.Lexicon(vocabulary)
     models = load_scorers(scorers or {}, remembered)
-    tables, values = [], {}
+    tables, values, endings = [], {}, {}
     for seed, path in sorted((int(seed), path) for seed, path in generations.items()):
         columns = align_generations(path, test, studies_left_out(vision), patients)
+        endings[seed] = count_endings(columns["stopped"], columns["ended_by"])
         hypotheses = [report or "" for report in columns["report"]]
         values[seed], statistics, names = score_reports(hypotheses, references, words, columns["stopped"], models)
         tables.append(
@@ -294,6 +296,7 @@ def score_method(
             "n": len(test),
             "patients": len(set(tables[0]["patient_uid"].to_pylist())),
             "seeds": list(values),
+            "endings": endings,
             **record(),
         }
         write_json(Path(folder) / "summary.json", summary_of(values, len(test), models, provenance))

@@ -45,10 +45,11 @@ def termination_statistics(
     Args:
         hypotheses: generated texts of one seed; the empty text is allowed.
         references: their references, in the same order.
-        stopped: whether the report ended by TERM and not by the limit on new tokens; None where nobody knows, as for
-            the reports of another system: its flags are NaN.
+        stopped: whether the model ended the report and not the limit on new tokens; None where nobody knows, as for the
+            reports of another system: its flags are NaN. Any token at which ``model.generate`` stops counts, since a
+            reader of the report cannot tell them apart; the table of generations says which one it was.
 
-    ``premature_stop`` is a report that ended by TERM and is under-long. ``first_occurrence`` is 1 for the first
+    ``premature_stop`` is a report that the model ended and that is under-long. ``first_occurrence`` is 1 for the first
     report with a given text (case and blanks aside), so that its mean is the rate of unique reports. ``new_words`` and
     ``new_2grams`` count what no report before had.
     """

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dive.backbones.layers import hidden_of
-from dive.devices import upload
+from dive.backbones.layers import hidden_of, states_at
 from dive.steering.attention import Inside, Listening
 
 SITES = ("layer", "attention", "mlp", "heads")
@@ -68,12 +67,3 @@ class Recording:
     def at(self, mask: torch.Tensor, site: str = "layer") -> torch.Tensor:
         """States of all layers where ``mask`` (B, T) is True: (L, N, width), for ``heads`` (L, N, H h)."""
         return torch.stack([states_at(self._states[site, index], mask) for index in range(len(self._layers))])
-
-
-def states_at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``states[mask]`` of states (B, T, d) and a mask (B, T), bool: (N, d); gradients flow.
-
-    With a mask on the CPU, a GPU is not waited for, as it is where it must say how many positions a mask holds.
-    """
-    rows = mask.flatten().nonzero()[:, 0]
-    return states.flatten(0, 1).index_select(0, upload(rows, states.device))
