@@ -394,6 +394,18 @@ class Bench:
         return Row(measure, self.name, setting, *others)
 
 
+def stages(words: str, shape: Shape, device: str, batch: int, length: int, new_tokens: int) -> Iterator[Row]:
+    """What each job of a small run takes, from loading the backbone to its result; needs pandas and pyarrow."""
+    from tests.benchmarks.stages import run_stages
+
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in run_stages(Path(folder), shape, DTYPE, device, batch, length, new_tokens):
+            yield Row(
+                f"job {stage.name}", words, f"batch {batch}, {stage.what}", f"{stage.seconds:,.1f} s", "", None, "", "",
+                f"{stage.memory:,.1f} GiB",
+            )  # fmt: skip
+
+
 def sections(device: str, batch: int) -> dict[str, Callable[[Bench], Iterator[Row]]]:
     """What can be measured, in order; the names that the command takes."""
     on_gpu = device == "cuda"
@@ -405,6 +417,7 @@ def sections(device: str, batch: int) -> dict[str, Callable[[Bench], Iterator[Ro
         "caches": lambda bench: bench.caches(repetitions),
         **{f"decoding-{n}": partial(Bench.decoding, batch=n, new_tokens=new_tokens, repetitions=repetitions)
            for n in batches},
+        "stages": lambda bench: stages(bench.name, bench.shape, device, batch, bench.length, new_tokens),
         "compiled": lambda bench: bench.compiled(repetitions),
     }  # fmt: skip
 

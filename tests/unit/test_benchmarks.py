@@ -133,6 +133,12 @@ def test_what_fails_becomes_a_row_and_the_rest_goes_on(monkeypatch, tmp_path, ca
     assert "there is no section sleeping" in capsys.readouterr().err
 
 
+def test_a_run_of_the_stages_is_measured_job_by_job(capsys):
+    gpu.main(["lingshu-7b", "--sections", "stages", "--batch", "2"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| job ")]
+    assert [row.split()[2] for row in rows] == ["cache_vision", "cache_teacher", "distill", "generate"]
+
+
 def test_a_table_is_put_between_its_markers(tmp_path):
     path = tmp_path / "B.md"
     path.write_text("# A\n<!-- engine -->\nold\n<!-- /engine -->\nend\n")
