@@ -563,10 +563,10 @@ def test_epochs_alternate_between_the_draws_of_demonstrations(world, tmp_path, m
     whole = world.distill("whole-draws", DIVE, training, teacher=teachers)
     step = Run.step
 
-    def killed(self, batch, number):
+    def killed(self, batch, number, upcoming):
         if number == 3:
             raise KeyboardInterrupt
-        return step(self, batch, number)
+        return step(self, batch, number, upcoming)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "step", killed)
@@ -584,10 +584,10 @@ def test_a_checkpoint_of_other_settings_is_not_continued(world, monkeypatch):
     expected = (world.distill("fresh", DIVE, training) / "adapter.safetensors").read_bytes()
     step = Run.step
 
-    def killed(self, batch, number):
+    def killed(self, batch, number, upcoming):
         if number == 4:
             raise KeyboardInterrupt
-        return step(self, batch, number)
+        return step(self, batch, number, upcoming)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "step", killed)
@@ -656,3 +656,20 @@ def test_gradients_at_fixed_shapes_equal_the_plain_ones(world, kd):
         run.student.steering.detach()
     for ours, plain in zip(*reversed(outcomes), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_batches_prepared_ahead_train_alike(world):
+    """What is filled while a GPU computes is what would be filled afterwards."""
+    outcomes = []
+    for ahead in (True, False):
+        run = world.run(DIVE, 2, intervention=awake(DIVE, world))
+        run.recorded = RecordedGradient(run.student, run.loss)
+        batches = [[0, 3, 1, 4], [2, 5, 0, 1], [4, 2, 3, 5]]
+        losses = [
+            run.step(batch, step, batches[step + 1] if ahead and step < 2 else None)[0]
+            for step, batch in enumerate(batches)
+        ]
+        outcomes.append((losses, [parameter.detach().clone() for parameter in run.intervention.parameters()]))
+        run.student.steering.detach()
+    assert outcomes[0][0] == outcomes[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True))

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dive.backbones.loading import load_backbone
+from dive.backbones.steps import RecordedSteps, Steps
 from dive.backbones.vision import VisionFeatures
 from dive.data.generations import read_generations
 from dive.files import Journal
@@ -52,7 +53,9 @@ def as_generated(reports):
     return [(report.ids, report.ended_by) for report in reports]
 
 
-def test_greedy_decoding_equals_generate_and_batch_size_one(backbone, world):
+@pytest.mark.parametrize("kind", [Steps, RecordedSteps])
+def test_greedy_decoding_equals_generate_and_batch_size_one(backbone, world, monkeypatch, kind):
+    monkeypatch.setattr("dive.generation.steps_for", kind)
     images, features, prompts = world
     expected = [plain_generate(backbone, prompt, images) for prompt in prompts]
     assert len({tuple(ids) for ids, _ in expected}) > 1, "the fixture must not answer the same to every prompt"
@@ -60,7 +63,9 @@ def test_greedy_decoding_equals_generate_and_batch_size_one(backbone, world):
         assert as_generated(decode(backbone, prompts, features, LIMIT, batch_size=size)) == expected
 
 
-def test_reports_end_at_every_token_at_which_generate_stops(backbone, world, monkeypatch):
+@pytest.mark.parametrize("kind", [Steps, RecordedSteps])
+def test_reports_end_at_every_token_at_which_generate_stops(backbone, world, monkeypatch, kind):
+    monkeypatch.setattr("dive.generation.steps_for", kind)
     images, features, prompts = world
     settings = backbone.model.generation_config
     monkeypatch.setattr(settings, "eos_token_id", 10**6)  # no token has this number

@@ -5,11 +5,11 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from dive.progress import log
 
@@ -100,6 +100,24 @@ def upload(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def read_later(tensor: "torch.Tensor") -> "Callable[[], list[Any]]":
+    """A function that gives ``tensor.tolist()``; it waits for ``tensor``, not for what a GPU is to do afterwards."""
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    import torch
+
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    here.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> "list[Any]":
+        arrived.synchronize()
+        return here.tolist()
+
+    return read
 
 
 @contextmanager

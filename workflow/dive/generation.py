@@ -13,7 +13,7 @@ from dive.backbones.shared import Shared
 from dive.backbones.steps import steps_for
 from dive.backbones.vision import BLANK, VisionFeatures
 from dive.data.readable import readable_demonstrations, readable_pool
-from dive.devices import explained_memory, upload
+from dive.devices import explained_memory, read_later, upload
 from dive.files import Journal
 from dive.progress import log, progress
 from dive.provenance import code_version, fingerprint, module_of
@@ -73,9 +73,13 @@ def decode_batch(
     written: list[list[int]] = [[] for _ in prompts]
     ended_by: list[int | None] = [None] * len(prompts)
     for step in range(max_new_tokens):
-        best, token = backbone.head(hidden).max(-1)
-        # The only copy from the device in a step, for which a GPU has to be waited for. A NaN is taken for the largest.
-        for row, value, finite in zip(rows, *torch.stack([token, best.isfinite()]).tolist(), strict=True):
+        best, token = backbone.head(hidden).max(-1)  # a NaN is taken for the largest
+        # The only copy from the device in a step, for which a GPU has to be waited for.
+        read = read_later(torch.stack([token, best.isfinite()]))
+        ahead = steps.ahead and step < max_new_tokens - 1
+        if ahead:
+            hidden = steps(token)
+        for row, value, finite in zip(rows, *read(), strict=True):
             if row not in running:
                 continue
             if not finite:
@@ -92,8 +96,9 @@ def decode_batch(
             rows = [rows[index] for index in kept]
             keep = upload(torch.tensor(kept), backbone.device)
             steps.keep(keep)
-            token = token[keep]
-        hidden = steps(token)
+            token, hidden = token[keep], hidden[keep]
+        if not ahead:
+            hidden = steps(token)
     texts = backbone.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [Decoded(ids, text.strip(), end) for ids, text, end in zip(written, texts, ended_by, strict=True)]
 

@@ -95,6 +95,10 @@ class Steps:
     few = 7 / 8
     """Finished reports should leave the batch when no more than this share still runs: leaving copies the cache."""
 
+    ahead = False
+    """Whether to take a step before the tokens of the last one are read, so that a GPU does not wait for a CPU to read
+    them. The last step of a batch may then be one too many."""
+
     def __init__(self, backbone: Backbone, cache: Any, mask: torch.Tensor, position: torch.Tensor, room: int) -> None:
         cache.layers = [Reserved(layer, room) for layer in cache.layers]
         self.backbone, self.cache, self.position = backbone, cache, position
@@ -125,6 +129,7 @@ class RecordedSteps(Steps):
     """
 
     few = 1 / 2  # a smaller batch is recorded anew
+    ahead = True
 
     _replay: Callable[[torch.Tensor], torch.Tensor] | None = None
     _pool: Any = None

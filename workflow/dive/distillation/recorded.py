@@ -1,8 +1,10 @@
 """Gradients of training steps that a GPU replays: recorded once for each shape of a micro-batch, as CUDA graphs."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +16,39 @@ _Tensors = dict[str, torch.Tensor]
 
 STRIDE = 16
 """Lengths of reports are padded to a multiple of this, so that few shapes occur."""
+
+
+class MicroBatch(NamedTuple):
+    """A part of an effective batch.
+
+    Attributes:
+        rows: indices of the student's prompts.
+        teacher: cached states of all their labels (N, width), on the CPU, or None where kd is 0.
+        weights: w_t of all their labels (N,), on the CPU.
+        total_weight: sum of the weights over the effective batch.
+        total_positions: labels of the effective batch.
+    """
+
+    rows: Sequence[int]
+    teacher: torch.Tensor | None
+    weights: torch.Tensor
+    total_weight: float
+    total_positions: int
+
+
+@dataclass
+class Filled:
+    """A micro-batch at its shape, on the CPU.
+
+    Attributes:
+        shape: (B, A), reports and padded length.
+        tensors: by name.
+        fetched: the event after which a GPU has copied them, once that was asked for.
+    """
+
+    shape: tuple[int, int]
+    tensors: dict[str, torch.Tensor]
+    fetched: Any = None
 
 
 class RecordedGradient:
@@ -32,35 +67,34 @@ class RecordedGradient:
 
     def __init__(self, student: Student, loss: Mapping[str, float]) -> None:
         self.student, self.loss, self.backbone = student, loss, student.backbone
-        # By shape: what the graph reads, from where it is copied there, and the graph.
-        self._graphs: dict[tuple[int, int], tuple[_Tensors, _Tensors, Callable[[], torch.Tensor]]] = {}
+        self._rooms: dict[tuple[int, int], deque[Filled]] = {}
+        # By shape: what the graph reads, and the graph.
+        self._graphs: dict[tuple[int, int], tuple[_Tensors, Callable[[], torch.Tensor]]] = {}
         self._pool: Any = None
         for parameter in student.steering.intervention.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
-    def __call__(
+    def fill(
         self,
         rows: Sequence[int],
         teacher: torch.Tensor | None,
         weights: torch.Tensor,
         total_weight: float,
         total_positions: int,
-    ) -> torch.Tensor:
-        """Add a micro-batch's gradient to the parameters'.
+    ) -> Filled:
+        """Put a micro-batch (`MicroBatch` has the arguments) in its shape, on the CPU, where a GPU fetches it.
 
-        Args:
-            rows: indices of the student's prompts.
-            teacher: cached states of all their labels (N, width), on the CPU, or None where kd is 0.
-            weights: w_t of all their labels (N,), on the CPU.
-            total_weight: sum of the weights over the effective batch.
-            total_positions: labels of the effective batch.
-
-        Returns:
-            Its part of loss, L_wce and L_kd, (3,), on the device.
+        Two of a shape can be filled at a time: one to be computed while the next one is prepared.
         """
         prompts = [self.student.prompts[row] for row in rows]
         shape = len(rows), STRIDE * math.ceil(max(prompt.n_labels for prompt in prompts) / STRIDE)
-        given, held, replay = self._graphs.get(shape) or (self._room(shape, teacher), None, None)
+        if shape not in self._rooms:
+            self._rooms[shape] = deque(Filled(shape, self._room(shape, teacher)) for _ in range(2))
+        filled = self._rooms[shape][0]
+        self._rooms[shape].rotate()
+        if filled.fetched is not None:
+            filled.fetched.synchronize()
+        given = filled.tensors
         given["rows"].copy_(torch.tensor(rows))
         given["totals"].copy_(torch.tensor([total_weight, float(total_positions)]))
         for name, padding in {"ids": 0, "mask": False, "labels": -1, "weights": 0.0}.items():
@@ -75,13 +109,23 @@ class RecordedGradient:
             if teacher is not None:
                 given["teacher"][row, :n] = teacher[begin : begin + n]
             begin += n
-        if held is None:
-            held = {name: value.to(self.backbone.device) for name, value in given.items()}
-            replay = self._record(held)
-            self._graphs[shape] = given, held, replay
-        # The last copies from ``given`` are over: the step before this one has read its loss.
-        for name, value in given.items():
+        return filled
+
+    def add(self, filled: Filled) -> torch.Tensor:
+        """Add a micro-batch's gradient to the parameters'.
+
+        Returns:
+            Its part of loss, L_wce and L_kd, (3,), on the device; overwritten by the next call.
+        """
+        if filled.shape not in self._graphs:
+            held = {name: value.to(self.backbone.device) for name, value in filled.tensors.items()}
+            self._graphs[filled.shape] = held, self._record(held)
+        held, replay = self._graphs[filled.shape]
+        for name, value in filled.tensors.items():
             held[name].copy_(value, non_blocking=True)
+        if self._on_gpu:
+            filled.fetched = torch.cuda.Event()
+            filled.fetched.record()
         return replay()
 
     def _room(self, shape: tuple[int, int], teacher: torch.Tensor | None) -> _Tensors:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from dive.data.draws import stream
 from dive.devices import explained_memory, upload
 from dive.distillation.losses import distillation_loss, hidden_alignment, token_cross_entropy
-from dive.distillation.recorded import recorded_gradient
+from dive.distillation.recorded import Filled, MicroBatch, recorded_gradient
 from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
 from dive.files import atomic_path
@@ -126,6 +126,7 @@ class Run:
         groups = self.intervention.parameter_groups(self.settings)
         self.rates = [group["lr"] for group in groups]
         self.recorded = None if self.hidden else recorded_gradient(student, self.loss)
+        self._ready: tuple[Sequence[int], Filled] | None = None  # the beginning of the next batch
         self.optimiser = torch.optim.AdamW(groups, fused=self.backbone.device.type == "cuda" or None)
         self.steps_per_epoch = math.ceil(len(queries) / method["batch_size"])
         self.total_steps = self.steps_per_epoch * method["epochs"]
@@ -149,7 +150,8 @@ class Run:
             epoch, within = divmod(step, self.steps_per_epoch)
             if not (batches and within):
                 batches = batches_of_epoch(lengths, self.method["batch_size"], self.seed, epoch)
-            done.training.append([step + 1, epoch + 1, *self.step(batches[within], step)])
+            upcoming = batches[within + 1] if within + 1 < len(batches) else None
+            done.training.append([step + 1, epoch + 1, *self.step(batches[within], step, upcoming)])
             done.step = step + 1
             if within == self.steps_per_epoch - 1:
                 self._validate(done)
@@ -158,19 +160,29 @@ class Run:
                 saved = time.monotonic()
         return done
 
-    def step(self, batch: Sequence[int], step: int) -> list[float]:
-        """One optimiser step on an effective batch of examples; the rest of its row of training.csv."""
+    def step(self, batch: Sequence[int], step: int, upcoming: Sequence[int] | None = None) -> list[float]:
+        """One optimiser step on an effective batch of examples; the rest of its row of training.csv.
+
+        Args:
+            batch: rows of the examples.
+            step: counted from 0.
+            upcoming: the next batch of the epoch, which may be prepared while a GPU computes this one.
+        """
         begin = time.perf_counter()
         factor = learning_rate_factor(step, self.total_steps, self.settings.get("warmup", 0.0))
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        epoch = step // self.steps_per_epoch
         supervision = self.supervision_of(batch)
-        sums = self.accumulate_gradient(batch, supervision, epoch=step // self.steps_per_epoch)
+        sums = self.accumulate_gradient(batch, supervision, epoch)
         clipped = torch.nn.utils.clip_grad_norm_(
             self.intervention.parameters(), self.settings.get("clip") or math.inf, error_if_nonfinite=False
         )
-        # The only numbers of a step that a GPU is waited for.
-        *losses, norm = torch.cat([sums, clipped.double()[None]]).tolist()
+        numbers = torch.cat([sums, clipped.double()[None]])
+        if upcoming and self.recorded is not None and not self._by_loss:
+            first = next(self._micro_batches(upcoming, self.supervision_of(upcoming), epoch))
+            self._ready = first.rows, self.recorded.fill(*first)
+        *losses, norm = numbers.tolist()  # all that a GPU is waited for in a step
         if not math.isfinite(losses[0]) or not math.isfinite(norm):
             raise RuntimeError(
                 f"loss {losses[0]} and gradient norm {norm} in step {step + 1}; "
@@ -195,7 +207,7 @@ class Run:
         takes one more forward pass.
         """
         supervision = [self.supervision[row] for row in batch]
-        if self.method.get("weights", {}).get("source") != "value_at_risk":
+        if not self._by_loss:
             return supervision
         losses = []
         for begin in range(0, len(batch), self.micro_batch):
@@ -204,6 +216,25 @@ class Run:
                 losses.append(token_cross_entropy(predictions.states, predictions.labels, self.backbone.head))
         return riskiest(supervision, torch.cat(losses), self.method["weights"]["level"])
 
+    @property
+    def _by_loss(self) -> bool:
+        """Whether the weights depend on the student's present loss."""
+        return self.method.get("weights", {}).get("source") == "value_at_risk"
+
+    def _micro_batches(
+        self, batch: Sequence[int], supervision: Sequence[Supervision], epoch: int
+    ) -> Iterator[MicroBatch]:
+        """The parts of an effective batch, of alike lengths."""
+        weights = dict(zip(batch, supervision, strict=True))
+        total_weight = sum(sum(of_one.sums) for of_one in weights.values())
+        total_positions = sum(self.lengths[row] for row in batch)
+        teacher = self.teachers[epoch % len(self.teachers)]
+        batch = sorted(batch, key=lambda row: (self.lengths[row], row))
+        for begin in range(0, len(batch), self.micro_batch):
+            rows = batch[begin : begin + self.micro_batch]
+            each = torch.cat([weights[row].weights for row in rows])
+            yield MicroBatch(rows, self._teacher_of(rows, teacher), each, total_weight, total_positions)
+
     def accumulate_gradient(
         self, batch: Sequence[int], supervision: Sequence[Supervision] | None = None, epoch: int = 0
     ) -> torch.Tensor:
@@ -211,36 +242,30 @@ class Run:
 
         Micro-batches hold alike lengths; since each is divided by the totals of the whole batch, they add up to it.
         """
-        weights = dict(zip(batch, supervision or self.supervision_of(batch), strict=True))
-        total_weight = sum(sum(of_one.sums) for of_one in weights.values())
-        total_positions = sum(self.lengths[row] for row in batch)
-        teacher = self.teachers[epoch % len(self.teachers)]
-        batch = sorted(batch, key=lambda row: (self.lengths[row], row))
         device = self.backbone.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
-        for begin in range(0, len(batch), self.micro_batch):
-            rows = batch[begin : begin + self.micro_batch]
-            each = torch.cat([weights[row].weights for row in rows])
-            taught = self._teacher_of(rows, teacher)
+        ready, self._ready = self._ready, None
+        for part in self._micro_batches(batch, supervision or self.supervision_of(batch), epoch):
             with explained_memory("backbones.*.batch.training"):
                 if self.recorded is not None:
-                    sums[:3] += self.recorded(rows, taught, each, total_weight, total_positions)
+                    filled = ready[1] if ready and ready[0] == part.rows else self.recorded.fill(*part)
+                    sums[:3] += self.recorded.add(filled)
                     continue
-                predictions = self.student(rows, layers=bool(self.hidden))
+                predictions = self.student(part.rows, layers=bool(self.hidden))
                 losses = distillation_loss(
                     predictions.states,
-                    None if taught is None else upload(taught, device),
+                    None if part.teacher is None else upload(part.teacher, device),
                     predictions.labels,
-                    upload(each, device),
+                    upload(part.weights, device),
                     self.backbone.head,
-                    total_weight,
-                    total_positions,
+                    part.total_weight,
+                    part.total_positions,
                     **self.loss,
                 )
                 total, alignment = losses.total, torch.zeros((), device=device)
                 if self.hidden:
-                    taught = upload(self._teacher_of(rows, self.layers), device)
-                    n_terms = len(taught) * total_positions
+                    taught = upload(self._teacher_of(part.rows, self.layers), device)
+                    n_terms = len(taught) * part.total_positions
                     alignment = hidden_alignment(predictions.layers, taught) / n_terms
                     total = total + self.hidden * alignment
                 total.backward()
