@@ -12,6 +12,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/content.smk"
 include: "rules/gathering.smk"
 include: "rules/data.smk"
 include: "rules/annotate.smk"
@@ -29,6 +30,10 @@ rule all:
     input:
         made_at_the_end(),
         "results/costs/rules.md",
+
+
+onstart:
+    fetch_backbones()
 
 
 onsuccess:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dive.files import read_json
 from tests.unit.tiny_models import REPORTS, image, settings, write_tiny
 from tests.unit.tiny_study import DIVE
 
@@ -144,6 +145,7 @@ def content(path: Path) -> dict[str, object]:
             rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)]
         assert [int(row["step"]) for row in rows] == list(range(1, len(rows) + 1))
         found["training.csv"] = rows
+        found["checksums.json"] = sorted(read_json(files["checksums.json"])["sha256"])  # of the clock's columns too
     return found
 
 

@@ -43,6 +43,15 @@ def weight_files(settings: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
     return files
 
 
+def model_files(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """All files that a model is read from, its encoder's aside: an archive's configuration, vocabulary and weights."""
+    if name != "radgraph":
+        return list(weight_files({name: settings}).values())
+    archive = Path(settings["path"]) / settings["archive"]
+    words = sorted((archive / "vocabulary").glob("*.txt"))
+    return [str(file) for file in (archive / "config.json", archive / "weights.th", *words)]
+
+
 def absent_weights(
     models: Mapping[str, Any], section: str = "scores", otherwise: str = "null leaves the score out"
 ) -> list[str]:
