@@ -10,7 +10,7 @@ from dive.backbones.files import describe_model, fetch_model
 from dive.contents import PLACE, Memory
 from dive.data.inventory import describe_dataset, describe_pool
 from dive.files import read_json
-from dive.scores.assets import model_files
+from dive.scores.assets import encoder_of, model_files
 
 MEMORY = Memory(PLACE)
 # Jobs' own processes decide nothing, and are spared the search.
@@ -133,7 +133,7 @@ def content_of_model(name, settings):
     if not settings:
         return None
     kept = {key: value for key, value in settings.items() if key not in ("path", "encoder")}
-    encoder = settings.get("encoder")
+    encoder = encoder_of(name, settings)
     if encoder:
         describe = lambda: describe_model(encoder, None, MEMORY, weights=False)
         kept["encoder"] = remembered("encoder", encoder, describe)

@@ -1,8 +1,8 @@
 """What content files have, without reading them again: sha256, remembered by size, times and inode.
 
-A file that was moved, or is reached through a link, has the inode that it had, so it is not read again; a copy is read
-once. The memory holds no paths. It may be deleted at any time, which only costs the time to read the files again, and
-any number of processes may use it at once: each writes it whole, and what one of them has lost is read again.
+The memory holds no paths: a file whose folder was moved, or that is reached through a link, is not read again; a copy
+is read once. The memory may be deleted at any time, which only costs the time to read the files again, and any number
+of processes may use it at once: each writes it whole, and what one of them loses of another's is read again.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from dive.files import Journal, atomic_path
-from dive.sealed import KEY, UNSEALED, checked, seal
+from dive.sealed import KEY, UNSEALED, DamageError, checked, seal
 
 MANIFEST = "manifest.json"
 FORMAT = "dive-shards/2"
@@ -184,6 +184,9 @@ class Shards(Mapping[str, torch.Tensor]):
         self.folder = Path(folder)
         try:
             self.manifest = json.loads(bytes(checked(self.folder / MANIFEST)), object_hook=_Entries())
+        except DamageError as error:
+            message = f"{self.folder}/{MANIFEST}: damaged, it differs from its own checksum"
+            raise ShardError(f"{message}; delete {self.folder} and run snakemake again") from error
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ShardError(
                 f"{self.folder}: no complete cache here ({error}); delete the folder and run snakemake again"

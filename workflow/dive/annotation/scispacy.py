@@ -30,7 +30,7 @@ def needed_files(settings: Mapping[str, Any]) -> list[str]:
 
 
 def pipeline_files(settings: Mapping[str, Any]) -> list[str]:
-    """Files at a pipeline's top, its components' folders, and the linker's files where types need them: what is read."""
+    """What is read: files at a pipeline's top, its components' folders, and where types need it the linker's files."""
     top = Path(settings["path"])
     own = [top / name for name in ("config.cfg", "meta.json", "tokenizer")]
     parts = [path for path in sorted(top.iterdir()) if path.is_dir()]

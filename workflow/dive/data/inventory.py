@@ -101,7 +101,7 @@ def mimic_cxr_patients(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def chexpert_plus_patients(root: Path, within: str = "", depth: int = DEPTH) -> Iterator[tuple[str, str]]:
-    """(name, path) of the patients' folders under a root, wherever a copy keeps the images; not those of DICOM files."""
+    """(name, path) of the patients' folders under a root, wherever a copy keeps its images; not of DICOM files."""
     for name, path in _folders(root):
         if re.fullmatch(r"patient\d+", name):
             yield f"{within}{name}", path
