@@ -32,10 +32,6 @@ rule all:
         "results/costs/rules.md",
 
 
-onstart:
-    fetch_backbones()
-
-
 onsuccess:
     # Empty where no method reads the states of layers; `dvc commit` wants the outputs of all its stages.
     shell("mkdir -p results/layers")

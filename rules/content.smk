@@ -9,6 +9,7 @@ function: such ones Snakemake does not compare.
 from dive.backbones.files import describe_model, fetch_model
 from dive.contents import PLACE, Memory
 from dive.data.inventory import describe_dataset, describe_pool
+from dive.environment import may_download
 from dive.files import read_json
 from dive.scores.assets import encoder_of, model_files
 
@@ -106,18 +107,26 @@ def source_of(wildcards, input):
 
 
 def weights_of(wildcards):
-    """Content of a real backbone's files, those that loading reads; None for a tiny one, which is an input."""
+    """Content of a real backbone's files, those that loading reads; None for a tiny one, which is an input.
+
+    What is not in the Hugging Face cache is downloaded, in a run and where the environment allows it: a job that did
+    this by itself would be recorded without the content of what it loads.
+    """
     name, backbone = wildcards.backbone, config["backbones"][wildcards.backbone]
     if name in TINY:
         return None
-    return remembered("backbone", name, lambda: describe_model(backbone["path"], backbone["revision"], MEMORY))
+
+    def describe():
+        if may_download() and is_run():
+            fetch_model(backbone["path"], backbone["revision"])
+        return describe_model(backbone["path"], backbone["revision"], MEMORY)
+
+    return remembered("backbone", name, describe)
 
 
-def fetch_backbones():
-    """Download what is not in the Hugging Face cache, where the environment allows it, before the first job."""
-    if os.environ["HF_HUB_OFFLINE"] == "0":
-        for name in dict.fromkeys(name for _, name in PAIRS if name not in TINY):
-            fetch_model(config["backbones"][name]["path"], config["backbones"][name]["revision"])
+def is_run():
+    """Whether jobs are going to be run: no dry run, no summary, no touching."""
+    return workflow.executor_plugin is not None and not workflow.dryrun and not workflow.touch
 
 
 # Models that score and annotate, and other systems' reports.

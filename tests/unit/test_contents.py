@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dive.annotation.scispacy import pipeline_files
-from dive.backbones.files import check_model, describe_model, files_of
+from dive.backbones.files import check_model, describe_model, fetch_model, files_of
 from dive.contents import SETTLED, Memory
 from dive.data import listing
 from dive.data.inventory import describe_dataset
@@ -307,3 +307,25 @@ def test_all_files_of_a_pipeline_and_of_an_archive_count(tmp_path):
     (tmp_path / "radgraph/vocabulary/labels.txt").touch()
     files = model_files("radgraph", {"path": str(tmp_path), "archive": "radgraph"})
     assert [Path(path).name for path in files] == ["config.json", "weights.th", "labels.txt"]
+
+
+def test_what_is_not_in_the_cache_is_downloaded_without_other_formats(weights, hub, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    known = huggingface_hub.snapshot_download
+
+    def pretend(name, **options):
+        if options.get("local_files_only"):
+            return known(name, **options)
+        asked.append((name, options["revision"], options["allow_patterns"]))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", pretend)
+    fetch_model("user/model")
+    fetch_model(str(weights))
+    assert asked == []
+    fetch_model("user/absent", "main")
+    ((name, revision, patterns),) = asked
+    assert (name, revision) == ("user/absent", "main")
+    assert "model*.safetensors" in patterns
+    assert not any(pattern.endswith((".bin", ".py", ".pth", "*")) for pattern in patterns)

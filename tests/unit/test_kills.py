@@ -175,7 +175,9 @@ def survive(job: Callable[[Path, Path], None], folder: Path, kills: int, draw: n
             counts["kills"] += 1
             counts["at a write"] += at_a_write
             continue
-        assert content(out) == expected
+        found = content(out)
+        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        assert not different, f"{folder.name}: {different}"
         assert not [path for path in folder.iterdir() if path.name.startswith((".killed", "killed-left"))]
         counts["wholes"] += 1
         if last:
