@@ -1,6 +1,5 @@
 """RadGraph against the unmodified package, on a tiny archive in its format."""
 
-
 import numpy as np
 import pytest
 import torch
