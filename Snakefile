@@ -12,6 +12,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/content.smk"
 include: "rules/gathering.smk"
 include: "rules/data.smk"
 include: "rules/annotate.smk"

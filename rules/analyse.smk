@@ -20,6 +20,8 @@ rule analyse:
         gpu=gpus,
     params:
         backbone=backbone_for("teacher"),
+        weights=weights_of,
+        source=source_of,
         annotators=COMPARED,
         settings=analysis_settings(),
         code=code_version("scripts/analyse.py"),
@@ -68,7 +70,7 @@ rule view_tokens:
         studies="results/splits/{dataset}/studies.parquet",
         analyses=analyses_of,
         spans=viewed_spans,
-        template="workflow/templates/tokens.html.j2",
+        template=ancient("workflow/templates/tokens.html.j2"),
     output:
         report(
             "results/report/tokens/{dataset}.html",
@@ -86,6 +88,7 @@ rule view_tokens:
     params:
         backbones=backbone_titles_of,
         title=title_of_dataset,
+        template=content_of("workflow/templates/tokens.html.j2"),
         chosen=lookup(dpath="analysis/view/studies", within=config),
         code=code_version("scripts/view_tokens.py"),
     message:

@@ -5,10 +5,6 @@ rule annotate:
     """Find the decisive spans of every report by an annotator."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
-        vocabulary=vocabulary_of,
-        annotations=annotations_of,
-        weights=observer_of,
-        pipeline=pipeline_of,
     output:
         "results/annotations/{dataset}/{annotator}/spans.parquet",
     log:
@@ -19,6 +15,8 @@ rule annotate:
         gpu=annotator_gpus,
     params:
         settings=annotator_for,
+        files=files_for_annotator,
+        content=content_for_annotator,
         # Found by the content of texts and weights, and shared with the scores; no rule depends on it.
         remembered="results/remembered",
         code=code_of_annotator("scripts/annotate.py"),

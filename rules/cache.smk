@@ -6,7 +6,7 @@ rule cache_vision:
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
-        root=lookup(dpath="datasets/{dataset}/root", within=config),
+        root=synthetic_root,
         model=built_backbone,
     output:
         directory("results/vision/{dataset}/{backbone}"),
@@ -18,6 +18,10 @@ rule cache_vision:
         gpu=gpus,
     params:
         backbone=backbone_for("vision"),
+        weights=weights_of,
+        source=source_of,
+        images=images_of,
+        root=root_of,
         max_unreadable=lookup(dpath="datasets/{dataset}/selection/max_unreadable", within=config),
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         partial="results/checkpoints/cache_vision/{dataset}/{backbone}",
@@ -45,6 +49,8 @@ rule cache_teacher:
         gpu=gpus,
     params:
         backbone=backbone_for("teacher"),
+        weights=weights_of,
+        source=source_of,
         max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         partial="results/checkpoints/cache_teacher/{dataset}/{backbone}/k{shots}/seed{seed}",
@@ -72,6 +78,8 @@ rule cache_layers:
         gpu=gpus,
     params:
         backbone=backbone_for("teacher"),
+        weights=weights_of,
+        source=source_of,
         max_report_tokens=lookup(dpath="training/max_report_tokens", within=config),
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         partial="results/checkpoints/cache_layers/{dataset}/{backbone}/k{shots}/seed{seed}",

@@ -6,11 +6,11 @@ import sys
 from itertools import product
 
 from dive import warm
-from dive.annotation.scispacy import needed_files
+from dive.annotation.scispacy import needed_files, pipeline_files
 from dive.config import ConfigError, annotators_used, resolve
 from dive.data.roots import check_root
 from dive.environment import set_environment
-from dive.scores.assets import absent_graphs, absent_weights, located, weight_files
+from dive.scores.assets import absent_graphs, absent_weights, located
 from dive.provenance import code_version, module_of
 from dive.reporting.ablations import contrasts_of
 from dive.settings import SPANS as ANNOTATORS, STATISTICS, draws, reads_demonstrations, reads_layers
@@ -44,6 +44,12 @@ absent = [
     if name not in SYNTHETIC
     for dataset in [config["datasets"][name]]
     for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
+]
+absent += [
+    f"methods.{method}.files.{dataset}: no file {file}; correct the path, or take the method out of the grids"
+    for dataset, method in dict.fromkeys((dataset, method) for dataset, _, method in ROWS)
+    for file in [config["methods"][method].get("files", {}).get(dataset)]
+    if file and not os.path.isfile(file)
 ]
 absent += absent_weights(config["scores"])
 if "radgraph" in annotators_used(config):
@@ -87,7 +93,7 @@ DRAWS = ["", *(f"-draw{number}" for number in range(1, config["draws"]))]
 
 
 def built_backbone(wildcards):
-    """The folder of a tiny backbone; a real one is a path or a name on the hub, and nothing here makes it."""
+    """The folder of a tiny backbone, which rule build_backbone makes; a real one is there already."""
     return [f"models/{wildcards.backbone}"] if wildcards.backbone in TINY else []
 
 
@@ -111,8 +117,8 @@ def seeds_of(wildcards):
 
 
 def backbone_for(batch):
-    """A function for the settings of a backbone that a job uses; of the batch sizes only its own."""
-    unread = ("tiny", "compile") if batch == "vision" else ("tiny",)  # the tower is not compiled
+    """A function for the settings of a backbone that a job uses, its place aside; of the batch sizes only its own."""
+    unread = ("tiny", "path", "revision", *(["compile"] if batch == "vision" else []))  # the tower is not compiled
 
     def settings(wildcards):
         chosen = {key: value for key, value in config["backbones"][wildcards.backbone].items() if key not in unread}
@@ -169,36 +175,25 @@ def spans_of(wildcards):
     return spans_file(wildcards.dataset, config["methods"][wildcards.method].get("weights", {}).get("source"))
 
 
-def annotations_of(wildcards):
-    """RadGraph's published graphs of a dataset, for an annotator that reads them."""
-    graphs = config["annotation"]["radgraph"]["annotations"].get(wildcards.dataset)
-    return [graphs] if graphs and "radgraph" in parts_of(wildcards.annotator) else []
-
-
-def vocabulary_of(wildcards):
-    """The vocabulary, for an annotator that reads it."""
-    return ["workflow/resources/vocabulary.csv"] if "vocabulary" in parts_of(wildcards.annotator) else []
+def graphs_of(wildcards):
+    """RadGraph's published graphs of a dataset, for an annotator that reads them; None for any other."""
+    if "radgraph" not in parts_of(wildcards.annotator):
+        return None
+    return config["annotation"]["radgraph"]["annotations"].get(wildcards.dataset)
 
 
 # RadGraph's weights for annotating; None where there are none to depend on.
 OBSERVER = located({"radgraph": config["annotation"]["radgraph"]})["radgraph"]
 
 
-def observer_of(wildcards):
-    """RadGraph's weights, for an annotator that has no published graphs of a dataset to read."""
-    if "radgraph" not in parts_of(wildcards.annotator) or annotations_of(wildcards):
-        return []
-    return list(weight_files({"radgraph": OBSERVER}).values())
-
-
-def pipeline_of(wildcards):
-    """Files of the spaCy pipeline and of its linker, for an annotator that runs them."""
-    return needed_files(config["annotation"]["scispacy"]) if "scispacy" in parts_of(wildcards.annotator) else []
+def is_read_by_weights(wildcards):
+    """Whether RadGraph's weights read the reports: for an annotator that has no published graphs of a dataset."""
+    return bool(OBSERVER) and "radgraph" in parts_of(wildcards.annotator) and not graphs_of(wildcards)
 
 
 def annotator_gpus(wildcards):
     """Devices that an annotating job takes."""
-    return int(bool(observer_of(wildcards)) and OBSERVER["device"] != "cpu")
+    return int(is_read_by_weights(wildcards) and OBSERVER["device"] != "cpu")
 
 
 def annotator_memory(wildcards):
@@ -223,11 +218,6 @@ def annotator_settings(annotator, is_read):
         used = ("path", "archive", "device", "max_missing") if is_read else ("max_missing",)
         own = {key: (OBSERVER or own)[key] for key in used}
     return {"annotator": annotator, **own}
-
-
-def annotator_for(wildcards):
-    """The settings of the annotator that a job runs."""
-    return annotator_settings(wildcards.annotator, bool(observer_of(wildcards)))
 
 
 def code_of_annotator(script):
@@ -273,11 +263,6 @@ def adapter_of(wildcards):
     if method not in methods_of("steering"):
         return []
     return f"results/adapters/{other or wildcards.dataset}/{wildcards.backbone}/{method}/seed{wildcards.seed}"
-
-
-def reports_of(wildcards):
-    """The file of another system's reports on a dataset."""
-    return config["methods"][wildcards.method]["files"][wildcards.dataset]
 
 
 # Settings of the scores that need a model; of one without weights there is nothing to depend on.

@@ -51,7 +51,7 @@ rule build_backbone:
 rule split:
     """Read a dataset into the table of studies: sections, selection, labels, patient-disjoint splits."""
     input:
-        root=lookup(dpath="datasets/{dataset}/root", within=config),
+        root=synthetic_root,
     output:
         studies="results/splits/{dataset}/studies.parquet",
         excluded="results/splits/{dataset}/excluded.csv",
@@ -63,7 +63,10 @@ rule split:
         mem_mb=4000,
     params:
         reader=lookup(dpath="datasets/{dataset}/reader", within=config),
-        selection=lookup(dpath="datasets/{dataset}/selection", within=config),
+        selection=selection_of,
+        data=data_of,
+        root=root_of,
+        reports=reports_place_of,
         code=code_version("scripts/split.py"),
     message:
         "{wildcards.dataset}: reading and selecting studies"

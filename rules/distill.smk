@@ -25,6 +25,8 @@ rule distill:
         gpu=gpus,
     params:
         backbone=backbone_for("training"),
+        weights=weights_of,
+        source=source_of,
         method=lookup(dpath="methods/{method}", within=config),
         training=TRAINING,
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.

@@ -23,6 +23,8 @@ rule generate:
         gpu=gpus,
     params:
         backbone=backbone_for("generation"),
+        weights=weights_of,
+        source=source_of,
         method=lookup(dpath="methods/{method}", within=config),
         decoding=lookup(dpath="decoding", within=config),
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
@@ -61,7 +63,6 @@ rule import_reports:
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
-        reports=reports_of,
     output:
         "results/generations/{dataset}/{method}/seed{seed}.parquet",
     log:
@@ -72,6 +73,8 @@ rule import_reports:
     resources:
         mem_mb=1000,
     params:
+        reports=reports_of,
+        content=content_of_reports,
         code=code_version("scripts/import_reports.py"),
     message:
         "{wildcards.dataset}, {wildcards.method}: taking another system's reports"

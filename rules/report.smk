@@ -37,7 +37,7 @@ rule plot:
 rule report:
     """The page about what was run: tables, figures, what was selected, the acceptance, the settings."""
     input:
-        template="workflow/templates/report.html.j2",
+        template=ancient("workflow/templates/report.html.j2"),
         tables=expand("results/tables/{experiment}.csv", experiment=config["experiments"]),
         claims="results/tables/claims.csv",
         results=expand("results/figures/{experiment}.svg", experiment=config["experiments"]),
@@ -64,6 +64,7 @@ rule report:
         titles=[config["presentation"]["datasets"][name]["title"] for name in DATASETS],
         views=[f"tokens/{name}.html" if name in VIEWED else "" for name in DATASETS],
         settings=shown_settings(),
+        template=content_of("workflow/templates/report.html.j2"),
         code=code_version("scripts/report.py"),
     message:
         "writing the page about what was run"

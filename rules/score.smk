@@ -9,8 +9,7 @@ rule score:
         generations=generations_of,
         # Says which studies have no readable image, so that rows that read none are scored on the same.
         vision="results/vision/{dataset}/{backbone}",
-        vocabulary="workflow/resources/vocabulary.csv",
-        weights=list(weight_files(SCORERS).values()),
+        vocabulary=ancient(VOCABULARY),
     output:
         reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",
         summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
@@ -22,7 +21,9 @@ rule score:
         gpu=scorer_gpus,
     params:
         seeds=seeds_of,
-        scorers=SCORERS,
+        scorers=scorers_of,
+        content=content_of_scorers(),
+        words=content_of(VOCABULARY),
         # Found by the content of texts and weights, so it is right whenever it is there; no rule depends on it.
         remembered="results/remembered",
         code=code_version("scripts/score.py"),
@@ -75,6 +76,8 @@ rule probe_world:
         gpu=gpus,
     params:
         backbone=backbone_for("generation"),
+        weights=weights_of,
+        source=source_of,
         decoding=lookup(dpath="decoding", within=config),
         code=code_version("scripts/probe_world.py"),
     message:
@@ -108,7 +111,7 @@ rule compare_lexicon:
     input:
         studies=expand("results/splits/{dataset}/studies.parquet", dataset=KNOWN),
         truths=expand("data/truth/{dataset}.parquet", dataset=KNOWN),
-        vocabulary="workflow/resources/vocabulary.csv",
+        vocabulary=ancient(VOCABULARY),
     output:
         json="results/world/lexicon.json",
         markdown="results/world/lexicon.md",
@@ -119,6 +122,7 @@ rule compare_lexicon:
         mem_mb=500,
     params:
         datasets=KNOWN,
+        words=content_of(VOCABULARY),
         code=code_version("scripts/compare_lexicon.py"),
     message:
         "holding the lexicon proxies against the synthetic truth"

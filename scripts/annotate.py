@@ -2,13 +2,12 @@
 
 from dive.progress import logged
 
-given = {name: snakemake.input[name][0] for name in ("vocabulary", "annotations") if snakemake.input[name]}
 with logged(snakemake.log[0]):
     from dive.annotation.annotate import annotate_studies
 
     annotate_studies(
         studies=snakemake.input.studies,
         settings=snakemake.params.settings,
-        files={**given, "remembered": snakemake.params.remembered},
+        files={**snakemake.params.files, "remembered": snakemake.params.remembered},
         out=snakemake.output[0],
     )

@@ -6,10 +6,10 @@ with logged(snakemake.log[0]):
     from dive.backbones.vision import cache_vision
 
     cache_vision(
-        backbone=snakemake.params.backbone,
+        backbone={**snakemake.params.backbone, **snakemake.params.source},
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
-        root=snakemake.input.root,
+        root=snakemake.params.root,
         out=snakemake.output[0],
         partial=snakemake.params.partial,
         max_unreadable=snakemake.params.max_unreadable,

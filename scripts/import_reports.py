@@ -8,6 +8,6 @@ with logged(snakemake.log[0]):
     import_reports(
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
-        reports=snakemake.input.reports,
+        reports=snakemake.params.reports,
         out=snakemake.output[0],
     )

@@ -8,8 +8,8 @@ with logged(snakemake.log[0]):
     split_dataset(
         dataset=snakemake.wildcards.dataset,
         reader=snakemake.params.reader,
-        root=snakemake.input.root,
-        selection=snakemake.params.selection,
+        root=snakemake.params.root,
+        selection={**snakemake.params.selection, "reports": snakemake.params.reports},
         studies=snakemake.output.studies,
         excluded=snakemake.output.excluded,
         counts=snakemake.output.counts,

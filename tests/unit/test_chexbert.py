@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dive.data.studies import LABELS
-from dive.files import WeightsError
+from dive.files import WeightsError, read_json
 from dive.scores.chexbert import COLUMNS, CONDITIONS, CheXbert, clean, token_ids
 from dive.scores.labels import BLANK, POSITIVE
 from dive.scores.score import score_method
@@ -108,7 +108,7 @@ def test_what_was_read_once_is_not_read_again(weights, texts, tmp_path, monkeypa
     other = CheXbert(*weights, device="cpu", folder=str(tmp_path))
     monkeypatch.setattr("dive.scores.chexbert.load_labeler", lambda *_: pytest.fail("the model was loaded"))
     assert (other.classes(texts[0]) == expected).all()
-    identity = json.loads(next(tmp_path.glob("chexbert-*/identity.json")).read_text())
+    identity = read_json(next(tmp_path.glob("chexbert-*/identity.json")))
     assert identity == first.identity
     assert identity["checkpoint"] == "chexbert.pth"
     assert len(identity["sha256"]) == 64

@@ -406,6 +406,7 @@ def test_training_starts_at_zero_shot_and_improves_validation(world):
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "adapter.safetensors",
+        "checksums.json",
         "config.json",
         "training.csv",
         "validation.csv",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dive.backbones.loading import load_backbone
+from dive.files import read_json, write_json
 from dive.steering import attach
 from dive.steering.adapters import describe_backbone, load_adapter, save_adapter
 from dive.steering.base import build_intervention
@@ -35,7 +37,7 @@ def adapter(backbone, tmp_path):
 
 
 def config_of(folder):
-    return json.loads((folder / "config.json").read_text())
+    return read_json(folder / "config.json")
 
 
 def refused(backbone, folder) -> str:
@@ -101,6 +103,8 @@ def test_numbers_that_are_none(backbone, adapter):
     tensors = load_file(adapter / "adapter.safetensors")
     tensors["layers.0.b"][0] = float("nan")
     save_file(tensors, adapter / "adapter.safetensors")
+    assert "differs from the checksum recorded beside it" in refused(backbone, adapter)
+    write_json(adapter / "config.json", {key: value for key, value in config_of(adapter).items() if key != "sha256"})
     assert "not finite" in refused(backbone, adapter)
 
 
@@ -121,6 +125,31 @@ def test_a_pickle_is_not_run(backbone, adapter, tmp_path):
     torch.save({"layers.0.b": torch.zeros(3), "trap": Trap(trap)}, adapter / "adapter.safetensors")
     refused(backbone, adapter)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "config.json"])
+def test_a_single_flipped_bit_is_told(backbone, adapter, name):
+    path = adapter / name
+    good = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(300):
+        place = draw.randrange(8 * len(good))
+        path.write_bytes(good[: place // 8] + bytes([good[place // 8] ^ (1 << place % 8)]) + good[place // 8 + 1 :])
+        with pytest.raises(ValueError, match="not a readable adapter folder"):
+            load_adapter(adapter, backbone.model, backbone.layers)
+    path.write_bytes(good)
+    load_adapter(adapter, backbone.model, backbone.layers)
+
+
+def test_weights_of_another_run_under_this_config_are_told(backbone, adapter, tmp_path):
+    """The same method, layers and shapes: nothing but the checksum tells them apart."""
+    other = tmp_path / "other"
+    other.mkdir()
+    described = describe_backbone(backbone.model, backbone.layers, backbone.source)
+    data = {"dataset": "chexpert-plus", "queries": 100}
+    save_adapter(other, build_intervention(REFT, 3, 32, 1), REFT, described, data, epoch=1, record={})
+    shutil.copy(other / "adapter.safetensors", adapter / "adapter.safetensors")
+    assert "adapter.safetensors: absent, damaged or of another folder" in refused(backbone, adapter)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -145,7 +145,9 @@ def test_a_partial_file_is_continued_only_by_the_run_that_began_it(tmp_path):
     mine = fingerprint([{"max_new_tokens": 5}], [str(pool), None])
     other = fingerprint([{"max_new_tokens": 6}], [str(pool), None])
     partial = tmp_path / "partial.jsonl"
-    partial.write_text(json.dumps(mine) + "\n" + json.dumps(["s1", "Text.", 3, True]) + "\n" + '["s2", "cut of')
+    Journal(partial, mine).begin([["s1", "Text.", 3, True]])
+    with partial.open("a") as file:
+        file.write('["s2", "cut of')
     assert Journal(partial, mine).read() == [["s1", "Text.", 3, True]]
     assert Journal(partial, other).read() == []
     pool.write_text("{ }")

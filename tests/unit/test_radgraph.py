@@ -1,12 +1,10 @@
 """RadGraph against the unmodified package, on a tiny archive in its format."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from dive.files import WeightsError
+from dive.files import WeightsError, read_json
 from dive.scores.radgraph import COLUMNS, RadGraph, cap_words
 from tests.unit.tiny_scorers import SENTENCES, write_encoder, write_radgraph, write_reports
 
@@ -68,7 +66,7 @@ def test_a_distinct_text_is_read_once_ever(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dive.radgraph.load_archive", lambda *_: pytest.fail("the model was loaded"))
     assert (other.statistics(reports, reports[::-1]) == expected).all()
     # Another archive is another identity.
-    identity = json.loads(next(tmp_path.glob("radgraph-*/identity.json")).read_text())
+    identity = read_json(next(tmp_path.glob("radgraph-*/identity.json")))
     assert (identity["archive"], identity["package"]) == ("radgraph", "radgraph 0.1.18")
     assert set(identity["sha256"]) >= {"config.json", "weights.th"}
     assert RadGraph(folder, "radgraph-xl", device="cpu").identity != identity

@@ -17,6 +17,7 @@ from dive.data.roots import DataError
 from dive.data.selection import Selection
 from dive.data.splits import split_dataset
 from dive.data.studies import LABELS, SCHEMA, read_notes, read_studies, write_studies
+from dive.files import read_json
 from tests.unit.trees import ChexpertTree, MimicTree, image_bytes, report
 
 LONG = "Word " * 301
@@ -285,8 +286,7 @@ def pool_of(tmp_path, studies, sizes, name="pool"):
     path, out = str(tmp_path / f"{name}.parquet"), str(tmp_path / f"{name}.json")
     write_studies(studies, path, {"dataset": "chest"})
     select_pool(path, sizes, out)
-    with open(out) as handle:
-        return path, out, json.load(handle)
+    return path, out, read_json(out)
 
 
 SIZES = {"queries": 20, "demonstrations": 16, "validation": 10, "test": 12}
@@ -340,7 +340,7 @@ def test_too_few_studies_name_every_key(tmp_path):
 def demonstrations_of(tmp_path, path, pool, shots=4, seed=0, **options):
     out = tmp_path / "demonstrations.json"
     draw_demonstrations(pool, path, shots, seed, str(out), **options)
-    return json.loads(out.read_text())
+    return read_json(out)
 
 
 def test_demonstrations_are_from_distinct_other_patients(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dive.backbones.loading import load_backbone
+from dive.files import read_json, write_json
 from dive.steering import attach
 from dive.steering.adapters import describe_backbone, load_adapter, save_adapter
 from dive.steering.attach import Steering
@@ -417,14 +418,14 @@ def test_an_adapter_folder_comes_back_as_it_was(backbone, adapter):
 
 
 def rewritten(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     for key, value in changes.items():
         inner = config
         *path, last = key.split("__")
         for part in path:
             inner = inner[part]
         inner[last] = value
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", config)
 
 
 @pytest.mark.parametrize(
@@ -466,6 +467,7 @@ def test_a_backbone_has_one_fingerprint_in_float32_and_bfloat16(backbone, adapte
 def test_a_corrupt_or_pickled_adapter_is_refused(backbone, adapter):
     folder, _ = adapter
     tensors = load_file(folder / "adapter.safetensors")
+    rewritten(folder, sha256={})
     save_file({"layers.0.v": tensors["layers.0.v"]}, folder / "adapter.safetensors")
     with pytest.raises(ValueError, match="does not fit"):
         load_adapter(folder, backbone.model, backbone.layers)

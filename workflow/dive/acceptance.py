@@ -63,18 +63,17 @@ def probe_world(
     Raises:
         ValueError: the truth lacks a probed study.
     """
-    import pandas as pd
-
     from dive.backbones.loading import load_backbone
     from dive.backbones.vision import VisionFeatures
     from dive.data.studies import read_notes, read_studies
+    from dive.parquet import read_table
 
     table = read_studies(studies, columns=["study_uid", "patient_uid", "target"])
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     members = readable_pool(pool, vision)
     uids = members["validation"]
-    facts = pd.read_parquet(truth).set_index("study_uid")
+    facts = read_table(truth).to_pandas().set_index("study_uid")
     missing = [uid for uid in uids if uid not in facts.index]
     if missing:
         raise ValueError(

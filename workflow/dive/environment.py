@@ -22,3 +22,8 @@ def set_environment() -> None:
     """Set them for this process and those that it starts; libraries read some of them when they are first imported."""
     for name, value in OF_JOBS.items():
         os.environ.setdefault(name, value)
+
+
+def may_download() -> bool:
+    """Whether the user has allowed jobs the network, see ``OF_JOBS``."""
+    return os.environ.get("HF_HUB_OFFLINE") == "0"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dive.backbones.files import describe_model
 from dive.backbones.finite import states_error
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
 from dive.backbones.prompts import Prompt, PromptStore
@@ -177,18 +178,18 @@ def generate_reports(
         out: parquet with a row a study, see ``dive.data.generations``.
         partial: JSON Lines file outside the declared outputs.
     """
-    import pyarrow.parquet as pq
-
     from dive.data.generations import count_endings, write_generations
+    from dive.parquet import read_table
 
-    table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
+    table = read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))
     uids = readable_pool(pool, vision)["test"]
     drawn = readable_demonstrations(demonstrations, studies, vision)["test"] if demonstrations else None
     code = code_version(__name__, *module_of(method))
-    inputs = [backbone["path"], studies, pool, demonstrations, vision, adapter]
-    made_by = fingerprint([backbone, method, decoding, code], inputs)
+    model = describe_model(backbone["path"], backbone.get("revision"))
+    inputs = [studies, pool, demonstrations, vision, adapter]
+    made_by = fingerprint([backbone, model, method, decoding, code], inputs)
     journal = Journal(partial, made_by)
     done = {uid: row for uid, *row in journal.read()}
     features = VisionFeatures(vision)

@@ -95,8 +95,7 @@ def fingerprint(settings: Iterable[Any], inputs: Iterable[str | os.PathLike[str]
     Args:
         settings: slices of the configuration, code versions; JSON values.
         inputs: files, and folders that describe themselves: of a cache its manifest counts, which holds checksums of
-            the rest; of an adapter its JSON files and weights; of a backbone its JSON files, and how large and of when
-            its weights are, since to read them takes long. None and what is no path (a name on the hub) is left out.
+            the rest; of an adapter its JSON files and weights. None is left out.
 
     Returns:
         64 hexadecimal digits.
@@ -109,8 +108,6 @@ def fingerprint(settings: Iterable[Any], inputs: Iterable[str | os.PathLike[str]
         files = [path] if path.is_file() else [path / "manifest.json"]
         if not files[0].is_file():
             files = sorted([*path.glob("*.json"), *path.glob("adapter.*")])
-            for weights in sorted(path.glob("model*.safetensors")):
-                digest.update(f"\n{weights.stat().st_size} {weights.stat().st_mtime_ns}".encode())
         for file in files:
             digest.update(f"\n{sha256(file)}".encode())
     return digest.hexdigest()

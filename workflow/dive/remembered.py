@@ -65,7 +65,11 @@ def _place(folder: str, identity: Mapping[str, Any]) -> Path:
 def _read(place: Path, wanted: set[str]) -> dict[str, Any]:
     """The entries wanted; only their lines are parsed, so a large folder costs little memory."""
     return {
-        key: json.loads(value) for path in sorted(place.glob("*.tsv")) for key, value in _lines(path) if key in wanted
+        key: json.loads(value)
+        for path in sorted(place.glob("*.tsv"))
+        if _is_whole(path)
+        for key, value in _lines(path)
+        if key in wanted
     }
 
 
@@ -76,8 +80,16 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield key, value
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a file has the content by which it is named; what a damaged one said is asked again."""
+    return _name(path.read_bytes()) == path.name
+
+
+def _name(content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:16]}.tsv"
+
+
 def _write(place: Path, entries: Mapping[str, Any]) -> None:
     text = "".join(f"{key}\t{json.dumps(value, separators=(',', ':'))}\n" for key, value in sorted(entries.items()))
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    with atomic_path(place / f"{name}.tsv") as temporary:
+    with atomic_path(place / _name(text.encode())) as temporary:
         temporary.write_text(text, encoding="utf-8")

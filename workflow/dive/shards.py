@@ -1,7 +1,7 @@
 """Named tensors on disk: safetensors shards of bounded size and a manifest that is written last.
 
 The manifest says what is there (shape, dtype, shard, place and checksum of every tensor) and what made it (``record``),
-so that a reader never takes a half-written or foreign folder for a cache.
+and carries a checksum of itself, so that a reader never takes a half-written or foreign folder for a cache.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from dive.files import Journal, atomic_path
+from dive.sealed import KEY, UNSEALED, DamageError, checked, seal
 
 MANIFEST = "manifest.json"
 FORMAT = "dive-shards/2"
@@ -162,8 +163,10 @@ class ShardWriter:
         for name, entries in (("shards", self._shards), ("tensors", self._tensors)):
             lines = [f"  {json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in entries.items()]
             parts.append(f' "{name}": {{\n' + ",\n".join(lines) + "\n }")
+        parts.append(f' "{KEY}": "{UNSEALED}"')
         with atomic_path(self.target / MANIFEST) as temporary:
             temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+            seal(temporary)
 
 
 class Shards(Mapping[str, torch.Tensor]):
@@ -180,8 +183,10 @@ class Shards(Mapping[str, torch.Tensor]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            text = (self.folder / MANIFEST).read_text(encoding="utf-8")
-            self.manifest = json.loads(text, object_hook=_Entries())
+            self.manifest = json.loads(bytes(checked(self.folder / MANIFEST)), object_hook=_Entries())
+        except DamageError as error:
+            message = f"{self.folder}/{MANIFEST}: damaged, it differs from its own checksum"
+            raise ShardError(f"{message}; delete {self.folder} and run snakemake again") from error
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ShardError(
                 f"{self.folder}: no complete cache here ({error}); delete the folder and run snakemake again"

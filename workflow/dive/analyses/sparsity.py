@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
+
+from dive.parquet import read_table
 
 RESAMPLES = 2000
 MEASURES = ("loss", "kl")
@@ -37,7 +38,7 @@ class Tokens(NamedTuple):
 
 def read_tokens(path: str | Path) -> Tokens:
     """Read what `dive.analyses.tokens.analyse_tokens` wrote."""
-    table = pq.read_table(path)
+    table = read_table(path)
     columns = {name: table[name] for name in table.column_names}
     _, patients = np.unique(np.array(columns["patient_uid"].to_pylist()), return_inverse=True)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from dive.distillation.losses import CHUNK, Head, token_cross_entropy
 from dive.distillation.relevance import report_labels
 from dive.distillation.supervision import spans_of
 from dive.files import atomic_path
+from dive.parquet import read_table, write_table
 from dive.progress import log, progress
 
 
@@ -161,7 +161,7 @@ def analyse_tokens(
 
 def read_patients(studies: str) -> dict[str, str]:
     """Patient of every study."""
-    table = pq.read_table(studies, columns=["study_uid", "patient_uid"])
+    table = read_table(studies, columns=["study_uid", "patient_uid"])
     return dict(zip(table["study_uid"].to_pylist(), table["patient_uid"].to_pylist(), strict=True))
 
 
@@ -204,4 +204,4 @@ def write_tokens(
     fixed |= {name: pa.float32() for name in columns if name.startswith("relevance_")}
     arrays = {name: pa.array(values, type=fixed.get(name)) for name, values in columns.items()}
     with atomic_path(out) as temporary:
-        pq.write_table(pa.table(arrays), temporary, compression="zstd")
+        write_table(pa.table(arrays), temporary, compression="zstd")

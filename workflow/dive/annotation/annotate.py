@@ -98,9 +98,9 @@ def annotate_studies(studies: str, settings: Mapping[str, Any], files: Mapping[s
         DataError: the annotator lacks a file, a package or a report's annotation; the message names it.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from dive.data.studies import read_studies
+    from dive.parquet import write_table
 
     table = read_studies(studies, columns=["study_uid", "split", "target"])
     reports = [Report(*row) for row in zip(table["study_uid"], table["split"], table["target"], strict=True)]
@@ -128,7 +128,7 @@ def annotate_studies(studies: str, settings: Mapping[str, Any], files: Mapping[s
         ]
     )
     with atomic_path(out) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+        write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
     share = marked / characters if characters else 0.0
     log.info(
         "%s: %d spans in %d reports, %.1f %% of the characters; %d reports have none",

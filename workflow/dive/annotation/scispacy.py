@@ -29,6 +29,16 @@ def needed_files(settings: Mapping[str, Any]) -> list[str]:
     return [*files, f"{settings['linker']}/nmslib_index.bin"] if settings["types"] else files
 
 
+def pipeline_files(settings: Mapping[str, Any]) -> list[str]:
+    """What is read: files at a pipeline's top, its components' folders, and where types need it the linker's files."""
+    top = Path(settings["path"])
+    own = [top / name for name in ("config.cfg", "meta.json", "tokenizer")]
+    parts = [path for path in sorted(top.iterdir()) if path.is_dir()]
+    of_linker = Path(settings["linker"]).glob("*") if settings["types"] else ()
+    linker = [path for path in sorted(of_linker) if path.suffix in (".bin", ".joblib", ".npz", ".json", ".jsonl")]
+    return [str(path) for path in (*own, *parts, *linker) if path.exists()]
+
+
 def load_pipeline(path: str | None) -> Any:
     """The pipeline at ``path`` without what entities do not need.
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dive.backbones.checkpoint import load_checkpoint
 from dive.backbones.families import family_of, rotary_positions
+from dive.backbones.files import check_model
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
 from dive.backbones.shared import Shared, SharedCache, common_length
@@ -429,6 +430,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
         ValueError: the device is not available, the family is unknown, the chat template cannot be used (see
             ``PromptBuilder``), or the weights are not all there and finite.
         OSError: nothing loadable at ``path``.
+        DamageError: a file differs from its checksum, where one is known (see `check_model`).
         RuntimeError: the device has no room for the model.
     """
     from transformers.models.auto.configuration_auto import AutoConfig
@@ -438,6 +440,7 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     if Path(path).parts[0] in ("models", "..", "/") and not Path(path).is_dir():
         raise OSError(f"backbones: no model folder at {path}; build it with snakemake or correct backbones.<name>.path")
     device = claim_device(settings.get("device", "auto"))
+    check_model(path, revision)
     shared = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **shared)
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)

@@ -14,6 +14,7 @@ as in 2502.16982), everything else with AdamW. One thread and fixed seeds: two r
 """
 
 import io
+import json
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,7 +38,7 @@ from dive.data.synthetic.language import (
     write_report,
 )
 from dive.data.synthetic.phantom import draw_image
-from dive.files import atomic_path, write_json
+from dive.files import atomic_path, record_checksums
 from dive.progress import log, progress
 
 
@@ -316,7 +317,8 @@ def build_backbone(out: str, tiny: dict[str, Any], world: dict[str, Any], instru
             if recipe.family == "gemma3":
                 # For users of AutoProcessor, which would otherwise take 256 tokens an image.
                 settings = {"processor_class": "Gemma3Processor", "image_seq_length": recipe.image_tokens}
-                write_json(folder / "processor_config.json", settings)
+                (folder / "processor_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            record_checksums(folder)
     finally:
         torch.set_num_threads(threads)
     log.info("%s written after %.0f s", Path(out).name, time.monotonic() - began)

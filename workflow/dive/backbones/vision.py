@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dive.backbones.files import describe_model
 from dive.backbones.finite import require_finite
 from dive.backbones.loading import ImageFeatures, load_backbone
+from dive.contents import memory_of_workflow
 from dive.data.readable import UNREADABLE
 from dive.data.roots import DataError
 from dive.devices import explained_memory
@@ -158,8 +160,9 @@ def cache_vision(
     loaded = load_backbone(backbone)
     size = backbone["batch"]["vision"]
     batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-    made = record(backbone=backbone, max_unreadable=max_unreadable)
-    made_by = fingerprint([made, str(root)], [backbone["path"], studies, pool])
+    content = memory_of_workflow().content_below(root, {path for uid in wanted for path in decoder.paths[uid]})
+    made = record(backbone=backbone, max_unreadable=max_unreadable, images=content)
+    made_by = fingerprint([made, describe_model(backbone["path"], backbone.get("revision"))], [studies, pool])
     with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
         if len(writer):
             log.info("going on: features of %d images are there", len(writer))

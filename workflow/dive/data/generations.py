@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dive.files import atomic_path
+from dive.parquet import read_table, write_table
 
 SCHEMA = pa.schema(
     [
@@ -60,7 +60,7 @@ def write_generations(path: str | Path, rows: Iterable[Sequence]) -> None:
     columns = list(zip(*(Generation(*row) for row in rows), strict=True)) or [[] for _ in SCHEMA]
     table = pa.table([list(column) for column in columns], schema=SCHEMA)
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        write_table(table, temporary)
 
 
 def read_generations(path: str | Path) -> dict[str, list]:
@@ -69,7 +69,7 @@ def read_generations(path: str | Path) -> dict[str, list]:
     Raises:
         ValueError: the file has other columns; the message names it.
     """
-    table = pq.read_table(path)
+    table = read_table(path)
     if table.schema.names != SCHEMA.names:
         raise ValueError(f"{path}: columns are {table.schema.names}, expected {SCHEMA.names}")
     return table.to_pydict()

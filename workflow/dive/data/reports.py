@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
 from dive.data.generations import LONGEST, write_generations
 from dive.data.roots import DataError
 from dive.files import read_json
+from dive.parquet import read_table
 from dive.progress import log
 
 NAMED = 20
@@ -287,7 +286,7 @@ def import_reports(studies: str, pool: str, reports: str, out: str) -> None:
             NAMED of them by name), has one twice, or has one under another patient.
     """
     test = read_json(pool)["test"]
-    table = pq.read_table(studies, columns=["study_uid", "patient_uid"]).to_pydict()
+    table = read_table(studies, columns=["study_uid", "patient_uid"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     read = read_rows(reports, {"study_uid": identifier, "report": report}, {"patient_uid": identifier})
     rows = by_study(read, "study_uid", reports)

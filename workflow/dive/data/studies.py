@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dive.data.roots import DataError
 from dive.files import atomic_path
+from dive.parquet import read_schema, read_table, write_table
 
 LABELS = (
     "No Finding",
@@ -74,7 +74,7 @@ def write_studies(studies: pd.DataFrame, path: str | Path, notes: Mapping[str, s
     table = table.append_column(SCHEMA.field("labels"), labels)
     metadata = {f"dive.{key}": value for key, value in notes.items()}
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
 
 def check_studies(studies: pd.DataFrame) -> None:
@@ -100,16 +100,16 @@ def read_studies(path: str | Path, columns: Sequence[str] | None = None) -> pd.D
     Raises:
         DataError: the file lacks a column or was not written by `write_studies`.
     """
-    present = pq.read_schema(path).names
+    present = read_schema(path).names
     lacking = [name for name in columns or SCHEMA.names if name not in present]
     if lacking:
         raise DataError(f"{path} has no column {', '.join(lacking)}; remove it and let rule split make it again")
-    return pq.read_table(path, columns=list(columns) if columns else None).to_pandas()
+    return read_table(path, columns=list(columns) if columns else None).to_pandas()
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
     """The strings that `write_studies` kept beside the table: dataset, reader, convention."""
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = read_schema(path).metadata or {}
     return {
         key.decode().removeprefix("dive."): value.decode()
         for key, value in metadata.items()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dive.backbones.files import describe_model
 from dive.backbones.finite import require_finite
 from dive.backbones.layers import states_at
 from dive.backbones.loading import Backbone, ImageFeatures, load_backbone
@@ -22,10 +23,11 @@ from dive.shards import ShardWriter
 def read_targets(studies: str, uids: Iterable[str] | None = None) -> dict[str, str]:
     """Target report of the studies in ``uids``, or of all, from ``studies.parquet``, which can be wide and long."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+
+    from dive.parquet import read_table
 
     wanted = None if uids is None else pc.field("study_uid").isin(list(uids))
-    table = pq.read_table(studies, columns=["study_uid", "target"], filters=wanted)
+    table = read_table(studies, columns=["study_uid", "target"], filters=wanted)
     return dict(zip(table["study_uid"].to_pylist(), table["target"].to_pylist(), strict=True))
 
 
@@ -181,7 +183,8 @@ def cache_states(
     # Alike lengths share a batch, the longest first: too large a batch fails at once, not after hours.
     order = sorted(range(len(uids)), key=lambda row: -lengths[row])
     size = backbone["batch"]["teacher"]
-    made_by = fingerprint([made], [backbone["path"], studies, demonstrations, vision])
+    model = describe_model(backbone["path"], backbone.get("revision"))
+    made_by = fingerprint([made, model], [studies, demonstrations, vision])
     with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
         writer.require(n_bytes, "datasets.*.pool.queries or training.max_report_tokens")
         if len(writer):

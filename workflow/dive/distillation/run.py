@@ -1,5 +1,6 @@
 """The training loop: optimiser steps on effective batches, validation after every epoch, checkpoints to go on from."""
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
 from dive.files import atomic_path
 from dive.progress import log, peak_memory, progress
+from dive.sealed import DamageError, append_seal, checked_body
 
 TRAINING_COLUMNS = (
     "step", "epoch", "loss", "cross_entropy", "distillation", "hidden", "share_other", "share_pathology", "share_term",
@@ -313,12 +315,18 @@ class Run:
                 },
                 temporary,
             )
+            append_seal(temporary)
 
     def _resume(self, checkpoint: Path, made_by: str) -> Progress | None:
         if not checkpoint.is_file():
             return None
+        try:
+            content = checked_body(checkpoint)
+        except DamageError as error:
+            log.warning("starting from the beginning: %s", error)
+            return None
         # Tensors and plain values only: loading runs no code.
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if saved["made_by"] != made_by:
             log.info("%s is of other settings, data or code: starting from the beginning", checkpoint)
             return None

@@ -15,10 +15,11 @@ from dive.backbones.prompts import Prompt
 def spans_of(spans: str | Path, uids: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
     """(start, end) of the decisive spans of each study, in characters of its target; none is an empty list."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+
+    from dive.parquet import read_table
 
     wanted = pc.field("study_uid").isin(list(uids))
-    table = pq.read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).combine_chunks()
+    table = read_table(spans, columns=["study_uid", "start", "end"], filters=wanted).combine_chunks()
     # As numbers until a study is asked for: lists of all would outweigh everything else that is kept of the queries.
     studies = table["study_uid"].combine_chunks().dictionary_encode()
     codes = studies.indices.to_numpy()

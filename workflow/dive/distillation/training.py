@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dive.backbones.files import describe_model
 from dive.backbones.finite import states_error
 from dive.backbones.loading import Backbone, load_backbone
 from dive.backbones.prompts import PromptStore
@@ -22,7 +23,7 @@ from dive.distillation.relevance import relevance_of
 from dive.distillation.run import TRAINING_COLUMNS, VALIDATION_COLUMNS, Progress, Run
 from dive.distillation.student import Student
 from dive.distillation.supervision import SupervisionStore, mark_decisive, spans_of
-from dive.files import atomic_path
+from dive.files import atomic_path, record_checksums
 from dive.progress import log
 from dive.provenance import code_version, fingerprint, module_of, record
 from dive.shards import Shards
@@ -88,9 +89,9 @@ def choose_scale(student: Student, n_queries: int, scales: Sequence[float]) -> P
 
 def _dataset_of(studies: str) -> str:
     """The dataset's name, as the studies table keeps it."""
-    import pyarrow.parquet as pq
+    from dive.parquet import read_schema
 
-    return (pq.read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
+    return (read_schema(studies).metadata or {}).get(b"dive.dataset", b"an unnamed dataset").decode()
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -179,9 +180,10 @@ def distill(
     )
     torch.manual_seed(int(stream(seed, "training").integers(2**63)))  # a method may draw while it trains
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
+    model = describe_model(backbone["path"], backbone.get("revision"))
     made_by = fingerprint(
-        [backbone, method, outcome, seed, code_version(__name__, *module_of(method))],
-        [backbone["path"], studies, pool, spans, vision, *teachers, layers, demonstrations],
+        [backbone, model, method, outcome, seed, code_version(__name__, *module_of(method))],
+        [studies, pool, spans, vision, *teachers, layers, demonstrations],
     )
     if (fit := fit_of(method)) is not None:
         of_queries, shown = prompts[: len(queries)], None
@@ -224,6 +226,7 @@ def distill(
         _write_rows(folder / "training.csv", TRAINING_COLUMNS, progressed.training)
         best = [[*row, int(row[0] == progressed.best_epoch)] for row in progressed.validation]
         _write_rows(folder / "validation.csv", VALIDATION_COLUMNS, best)
+        record_checksums(folder, "training.csv", "validation.csv")
     Path(checkpoint).unlink(missing_ok=True)
     kept = (
         f"epoch {progressed.best_epoch}"

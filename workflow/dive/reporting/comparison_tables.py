@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dive.files import atomic_path, read_json
+from dive.files import atomic_path, check_files, read_json
 from dive.reporting.ablations import changes, find_cells
 from dive.reporting.latex import escape_latex, float_table, printed, shortstack, stacked
 from dive.reporting.tables import (
@@ -290,6 +290,7 @@ def read_shares(folders: Sequence[str]) -> dict[str, float]:
     """Shares of the kinds of tokens in the cross-entropy's weight, 0..1: mean over steps, then over runs."""
     runs: dict[str, list[float]] = {kind: [] for kind in SHARES}
     for folder in folders:
+        check_files(folder, "training.csv")
         with (Path(folder) / "training.csv").open(newline="", encoding="utf-8") as handle:
             steps = list(csv.DictReader(handle))
         for kind in SHARES:

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dive.files import atomic_path, read_json
+from dive.files import atomic_path, check_files, read_json
 from dive.reporting.tables import GROUPS, METRICS, Metric, Scores
 
 STYLE = {
@@ -213,6 +213,7 @@ def draw_curves(adapters: Adapters, layout: Mapping[str, Any]) -> Figure:
         for key in sorted((key for key in adapters if key[:2] == (dataset, backbone)), key=str):
             method, folder = key[2], Path(adapters[key])
             line = {"color": colours[method], "linestyle": dashes[method], "linewidth": 0.9, "alpha": 0.8}
+            check_files(folder, "training.csv", "validation.csv")
             left.plot(*read_curve(folder / "training.csv", "step", "loss"), **line)
             epochs, values = read_curve(folder / "validation.csv", "epoch", "cross_entropy")
             right.plot(epochs, values, **line)

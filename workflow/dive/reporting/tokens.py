@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dive.files import atomic_path
+from dive.parquet import read_table
 
 LAYERS = {"loss": "Loss (nats)", "kl": "KL from the teacher (nats)", "weight": "Weight"}
 """Numbers that a report is coloured by, one copy each."""
@@ -103,12 +102,12 @@ def write_view(
     """
     import jinja2
 
-    tables = [pq.read_table(path).to_pylist() for path in analyses]
+    tables = [read_table(path).to_pylist() for path in analyses]
     uids = choose(chosen, list(dict.fromkeys(row["study_uid"] for row in tables[0])))
     texts = read_texts(studies, uids)
     marked: dict[str, list[dict[str, Any]]] = {uid: [] for uid in uids}
     for path in spans:
-        for span in pq.read_table(path, filters=[("study_uid", "in", uids)]).to_pylist():
+        for span in read_table(path, filters=[("study_uid", "in", uids)]).to_pylist():
             marked[span["study_uid"]].append(span)
     scale = {}
     for name in LAYERS:
@@ -138,5 +137,5 @@ def write_view(
 
 def read_texts(studies: str, uids: Sequence[str]) -> dict[str, str]:
     """Target of some studies."""
-    table = pq.read_table(studies, columns=["study_uid", "target"], filters=[("study_uid", "in", list(uids))])
+    table = read_table(studies, columns=["study_uid", "target"], filters=[("study_uid", "in", list(uids))])
     return dict(zip(table["study_uid"].to_pylist(), table["target"].to_pylist(), strict=True))

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dive.data.reports import by_study, flag, identifier, listed, read_rows, reference, report
 from dive.data.roots import DataError
 from dive.devices import claim_device
 from dive.files import WeightsError, atomic_path
+from dive.parquet import write_table
 from dive.scores.assets import load_scorers
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import ABSENT, CONVENTIONS, score_reports
@@ -149,7 +149,7 @@ def write_reports(path: str, parts: Sequence[tuple[str, Sequence[str], np.ndarra
         for file, names, statistics in parts
     ]
     with atomic_path(path) as temporary:
-        pq.write_table(pa.concat_tables(tables), temporary)
+        write_table(pa.concat_tables(tables), temporary)
 
 
 def natural(text: str) -> int:

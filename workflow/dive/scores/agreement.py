@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dive.annotation.vocabulary import read_vocabulary
 from dive.data.studies import LABELS
 from dive.files import atomic_path, write_json
+from dive.parquet import read_table
 from dive.progress import log
 from dive.scores.labels import is_positive
 from dive.scores.lexicon import Graph, Lexicon
@@ -56,8 +56,8 @@ def compare_lexicon(
     names = {surface.lower(): name for surface, name in read_vocabulary(vocabulary, ["observation"]).items()}
     found: dict[str, Any] = {}
     for dataset, path in studies.items():
-        table = pq.read_table(path, columns=["study_uid", "target"]).to_pydict()
-        truth = pq.read_table(truths[dataset]).to_pandas().set_index("study_uid")
+        table = read_table(path, columns=["study_uid", "target"]).to_pydict()
+        truth = read_table(truths[dataset]).to_pandas().set_index("study_uid")
         counts: dict[str, Counter] = {"labels": Counter(), "graph": Counter()}
         for uid, text in zip(table["study_uid"], table["target"], strict=True):
             findings = [name for name in truth.columns if name != "patient_uid" and truth.at[uid, name]]

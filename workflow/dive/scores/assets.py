@@ -43,6 +43,26 @@ def weight_files(settings: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
     return files
 
 
+def model_files(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """All files that a model is read from, its encoder's aside: an archive's configuration, vocabulary and weights."""
+    if name != "radgraph":
+        return list(weight_files({name: settings}).values())
+    archive = Path(settings["path"]) / settings["archive"]
+    words = sorted((archive / "vocabulary").glob("*.txt"))
+    return [str(file) for file in (archive / "config.json", archive / "weights.th", *words)]
+
+
+def encoder_of(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Folder or hub name of the BERT whose configuration and vocabulary a model reads; None where nothing says it."""
+    if name != "radgraph":
+        return settings.get("encoder")
+    try:
+        archive = read_json(Path(settings["path"]) / settings["archive"] / "config.json")
+        return archive["dataset_reader"]["token_indexers"]["bert"]["model_name"]
+    except (OSError, ValueError, KeyError, TypeError):  # absent or no archive, which the job says
+        return None
+
+
 def absent_weights(
     models: Mapping[str, Any], section: str = "scores", otherwise: str = "null leaves the score out"
 ) -> list[str]:

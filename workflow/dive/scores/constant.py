@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dive.data.generations import write_generations
 from dive.files import read_json
+from dive.parquet import read_table
 from dive.progress import log
 from dive.scores.bleu import ORDER, bleu_from_statistics, count_ngrams, separated_tokens
 
@@ -70,7 +70,7 @@ def repeat_best_report(studies: str, pool: str, out: str) -> None:
         ValueError: if the pool names a study that the table lacks.
     """
     members = read_json(pool)
-    table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"])
+    table = read_table(studies, columns=["study_uid", "patient_uid", "target"])
     rows = {uid: index for index, uid in enumerate(table["study_uid"].to_pylist())}
     training, test = [*members["queries"], *members["demonstrations"]], members["test"]
     missing = [uid for uid in [*training, *test] if uid not in rows]

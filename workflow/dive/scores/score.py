@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dive.data.generations import LONGEST, count_endings, read_generations
 from dive.data.readable import readable_pool, studies_left_out
 from dive.files import atomic_path, write_json
+from dive.parquet import read_table, write_table
 from dive.progress import log
 from dive.provenance import record
 from dive.scores import bleu, chexbert, lexicon, radgraph, termination
@@ -246,7 +246,7 @@ def score_method(
             no reference, or two.
     """
     test = readable_pool(pool, vision)["test"]
-    table = pq.read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
+    table = read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     for path, uids in ((pool, test), (studies, table["study_uid"])):
         if twice := repeated(uids):
             raise ValueError(f"{path} lists {len(twice)} studies more than once (first: {twice[0]}): make it again")
@@ -291,7 +291,7 @@ def score_method(
         )
     with atomic_path(out) as folder:
         folder.mkdir()
-        pq.write_table(pa.concat_tables(tables), folder / "reports.parquet")
+        write_table(pa.concat_tables(tables), folder / "reports.parquet")
         provenance = {
             "n": len(test),
             "patients": len(set(tables[0]["patient_uid"].to_pylist())),

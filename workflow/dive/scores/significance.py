@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dive.data.draws import stream
 from dive.data.studies import LABELS
 from dive.files import read_json, write_json
+from dive.parquet import read_table
 from dive.progress import log
 from dive.provenance import record
 from dive.scores import bleu
@@ -173,7 +173,7 @@ def read_statistics(scores: Mapping[str, str], measures: tuple[Measure, ...] = M
     patients = reports = np.zeros(0)
     for method, folder in scores.items():
         path = Path(folder) / "reports.parquet"
-        table = pq.read_table(path)
+        table = read_table(path)
         absent = np.full(table.num_rows, np.nan)
         columns = {}
         for name in {name for term in terms for name in term}:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dive.files import read_json, write_json
+from dive.files import check_digests, read_json, sha256, write_json
 from dive.progress import log
 from dive.steering.attention import look_inside
 from dive.steering.base import Intervention, build_intervention
@@ -95,6 +95,9 @@ def save_adapter(
 ) -> None:
     """Write adapter.safetensors, config.json and README.md into the existing ``folder``.
 
+    config.json records the checksum of the weights and carries one of its own: loading refuses damaged files, and the
+    weights of another dataset, backbone, method or seed.
+
     Args:
         folder: where to; the caller writes it under a temporary name.
         intervention: the trained state.
@@ -121,6 +124,7 @@ def save_adapter(
             "backbone": dict(backbone),
             "data": dict(data),
             "transformers": transformers.__version__,
+            "sha256": {WEIGHTS: sha256(folder / WEIGHTS)},
             "record": dict(record),
         },
     )
@@ -166,6 +170,7 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
             raise ValueError(f"config.json has no format {FORMAT}")
         method, trained_on, sites = config["method"], config["backbone"], config["sites"]
         expected = {key: trained_on[key] for key in ("model_type", "layers", "width", "weights")}
+        check_digests(folder, config.get("sha256", {}), WEIGHTS)
         tensors = load_file(folder / WEIGHTS)
         if not all(tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError(f"{WEIGHTS} holds numbers that are not finite")

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dive.data.synthetic.findings import LABELS, Findings, follow_up, sample_findings, to_chexpert
 from dive.data.synthetic.language import Style, target_style, write_impression, write_report
 from dive.data.synthetic.phantom import DISK_SIZE, draw_image
 from dive.files import atomic_path
+from dive.parquet import write_table
 from dive.progress import log, progress
 
 DIRT_EVERY = 6
@@ -203,7 +203,7 @@ def synthesize(
     present = [study.findings.labels() for study in studies]
     columns |= {label: [label in labels for labels in present] for label in LABELS}
     with atomic_path(truth) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        write_table(pa.table(columns), temporary)
     log.info("%d studies of %d patients in %s", len(studies), len({p for p, _ in identities}), root)
 
 
