@@ -34,7 +34,7 @@ from dive.distillation.run import Run
 from dive.distillation.student import Student
 from dive.distillation.training import distill
 from dive.environment import OF_JOBS
-from dive.files import write_json
+from dive.files import read_json, write_json
 from dive.generation import Decoded, decode_batch
 from dive.progress import peak_memory
 from dive.shards import ShardWriter
@@ -253,7 +253,7 @@ def train_alone(folder: Path) -> None:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        distill(**json.loads((folder / "arguments.json").read_text(encoding="utf-8")))
+        distill(**read_json(folder / "arguments.json"))
     finally:
         done.set()
         watching.join()
