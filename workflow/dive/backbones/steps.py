@@ -1,6 +1,6 @@
 """Decoding one token after another: room for the tokens to come, and on a GPU steps that are recorded and replayed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from dive.backbones.loading import Backbone
 from dive.backbones.shared import SharedLayer
+from dive.replay import Replay
 
 WORTH_RECORDING = 8
 """Steps from which on recording one pays: it takes about as long as three."""
@@ -131,13 +132,16 @@ class RecordedSteps(Steps):
     few = 1 / 2  # a smaller batch is recorded anew
     ahead = True
 
-    _replay: Callable[[torch.Tensor], torch.Tensor] | None = None
-    _pool: Any = None
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._ids: torch.Tensor | None = None
+        self._replay: Replay | None = None
 
     def __call__(self, token: torch.Tensor) -> torch.Tensor:
-        if self._replay is None:
-            self._replay = self._record(token)
-        hidden = self._replay(token)
+        if self._ids is None:
+            self._record(token)
+        self._ids.copy_(token[:, None])
+        hidden = self._replay()
         self.n, self.position = self.n + 1, self.position + 1
         for layer in self.cache.layers:
             layer.n, layer.seen = layer.n + 1, layer.seen + 1
@@ -145,11 +149,12 @@ class RecordedSteps(Steps):
 
     def keep(self, rows: torch.Tensor) -> None:
         super().keep(rows)
-        self._replay = None
+        self._ids = None
 
-    def _record(self, token: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function of the tokens (B,) that takes one step, from where the batch is now."""
-        ids, position, seen = token[:, None].clone(), self.position.clone(), self.mask.clone()
+    def _record(self, token: torch.Tensor) -> None:
+        """Fix the shapes of a step, from where the batch is now."""
+        backbone, ids = self.backbone, token[:, None].clone()
+        position, seen = self.position.clone(), self.mask.clone()
         seen[:, self.n :] = False
         # A sliding layer has dropped the first positions, so that its next place is another one.
         drops = [layer.seen - layer.n for layer in self.cache.layers]
@@ -161,40 +166,13 @@ class RecordedSteps(Steps):
         def step() -> torch.Tensor:
             seen.index_fill_(1, places[0], True)
             with grouped_queries():
-                hidden = self.backbone.extend(ids, seen, position, cache)[:, -1]
+                hidden = backbone.extend(ids, seen, position, cache)[:, -1]
             for number in (position, *places.values()):
                 number.add_(1)
             return hidden
 
-        if seen.device.type != "cuda":
-
-            def repeated(token: torch.Tensor) -> torch.Tensor:
-                ids.copy_(token[:, None])
-                return step()
-
-            return repeated
-
-        before = [tensor.clone() for tensor in (seen, position, *places.values())]
-        # Kernels are compiled and libraries initialised in a step that is not recorded, and then undone.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            step()
-        torch.cuda.current_stream().wait_stream(aside)
-        for tensor, value in zip((seen, position, *places.values()), before, strict=True):
-            tensor.copy_(value)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            hidden = step()
-        self._pool = graph.pool()
-
-        def replayed(token: torch.Tensor, _kept: Any = step) -> torch.Tensor:
-            # The graph reads the memory of all that ``step`` refers to, without owning it.
-            ids.copy_(token[:, None])
-            graph.replay()
-            return hidden
-
-        return replayed
+        self._ids = ids
+        self._replay = Replay(step, [seen, position, *places.values()], seen.device, self._replay)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from dive.devices import has_triton
 from dive.distillation.losses import distillation_loss
 from dive.distillation.student import Student
+from dive.replay import Replay
 
 _Tensors = dict[str, torch.Tensor]
 
@@ -69,8 +70,7 @@ class RecordedGradient:
         self.student, self.loss, self.backbone = student, loss, student.backbone
         self._rooms: dict[tuple[int, int], deque[Filled]] = {}
         # By shape: what the graph reads, and the graph.
-        self._graphs: dict[tuple[int, int], tuple[_Tensors, Callable[[], torch.Tensor]]] = {}
-        self._pool: Any = None
+        self._graphs: dict[tuple[int, int], tuple[_Tensors, Replay]] = {}
         for parameter in student.steering.intervention.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
@@ -119,7 +119,7 @@ class RecordedGradient:
         """
         if filled.shape not in self._graphs:
             held = {name: value.to(self.backbone.device) for name, value in filled.tensors.items()}
-            self._graphs[filled.shape] = held, self._record(held)
+            self._graphs[filled.shape] = held, self._replay(held)
         held, replay = self._graphs[filled.shape]
         for name, value in filled.tensors.items():
             held[name].copy_(value, non_blocking=True)
@@ -141,46 +141,27 @@ class RecordedGradient:
     def _on_gpu(self) -> bool:
         return self.backbone.device.type == "cuda"
 
-    def _record(self, held: _Tensors) -> Callable[[], torch.Tensor]:
-        """A function that computes the gradient of what ``held`` holds when it is called."""
+    def _replay(self, held: _Tensors) -> Replay:
+        """Adds the gradient of what ``held`` holds when it is called."""
+        student, loss, head = self.student, self.loss, self.backbone.head
 
         def compute() -> torch.Tensor:
-            hidden = self.student.at_fixed_shapes(held["rows"], held["ids"], held["mask"])
+            hidden = student.at_fixed_shapes(held["rows"], held["ids"], held["mask"])
             losses = distillation_loss(
                 hidden.flatten(0, 1),
                 held["teacher"].flatten(0, 1) if "teacher" in held else None,
                 held["labels"].flatten(),
                 held["weights"].flatten(),
-                self.backbone.head,
+                head,
                 *held["totals"].unbind(),
-                **self.loss,
+                **loss,
             )
             losses.total.backward()
             return torch.stack([losses.total, losses.cross_entropy, losses.distillation]).detach()
 
-        if not self._on_gpu:
-            return compute
-        gradients = [parameter.grad for parameter in self.student.steering.intervention.parameters()]
-        before = [gradient.clone() for gradient in gradients]
-        # Kernels are compiled and libraries initialised in a pass that is not recorded, and then undone.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            compute()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            sums = compute()
-        self._pool = graph.pool()
-        for gradient, value in zip(gradients, before, strict=True):
-            gradient.copy_(value)
-
-        def replayed(_kept: Any = compute) -> torch.Tensor:
-            # The graph reads the memory of all that ``compute`` refers to, without owning it.
-            graph.replay()
-            return sums
-
-        return replayed
+        gradients = [parameter.grad for parameter in student.steering.intervention.parameters()]
+        before = next(reversed(self._graphs.values()), (None, None))[1]
+        return Replay(compute, gradients, self.backbone.device, before)
 
 
 def recorded_gradient(student: Student, loss: Mapping[str, float]) -> RecordedGradient | None:
