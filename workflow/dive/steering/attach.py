@@ -16,7 +16,7 @@ from dive.devices import upload
 from dive.steering.adapters import fetch_adapter, load_adapter
 from dive.steering.attention import Heads, Inside, Listening, look_inside
 from dive.steering.base import Intervention
-from dive.steering.generating import Overrides, note_call
+from dive.steering.generating import Overrides, note_call, refuse_padded_call
 from dive.steering.steered import SteeredModel
 
 # Layers that a Steering is on. Two at once would feed one the states that the other made, which no training saw.
@@ -84,6 +84,12 @@ class Steering:
         """False in ``paused``."""
         return self._active
 
+    @property
+    def by_rule(self) -> bool:
+        """Whether the rule of plain calls decides what is steered; never while torch.compile looks on."""
+        named = self._mask is not None or self._first is not None or self.intervention.positions == "all"
+        return self._active and not named and not torch.compiler.is_compiling()
+
     def _hook(self) -> None:
         try:
             for index, layer in zip(self.intervention.sites, self._layers, strict=True):
@@ -93,6 +99,8 @@ class Steering:
                     self._handles += self._hooks(index, site, module, layer, parts)
             self.follow()
             if self._model is not None:
+                padded = refuse_padded_call(self)
+                self._handles.append(self._model.register_forward_pre_hook(padded, with_kwargs=True))
                 self._handles.append(Overrides(self._model, self))
         except BaseException:
             self.detach()
@@ -113,7 +121,7 @@ class Steering:
                 self._hook()
 
     def follow(self) -> None:
-        """Move the intervention to its layers' devices; where their parameters are offloaded, it moves with the states."""
+        """Move the intervention to its layers' devices; where parameters are offloaded, it moves with the states."""
         for index, layer in zip(self.intervention.sites, self._layers, strict=False):  # no layers once it is detached
             parameter = next(layer.parameters(), None)
             if parameter is not None and parameter.device.type != "meta":

@@ -7,6 +7,7 @@ A cache remembers from which column its states are steered, since a chat that go
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -29,6 +30,10 @@ PACKED = ("generate_batch", "init_continuous_batching", "continuous_batching_con
 PACKED_PROMPTS = (
     "continuous batching packs prompts into one row, where the steered positions are not known: call generate with a "
     "batch that is padded on the left, or detach() the adapter first"
+)
+RIGHT_PADDING = (
+    "a prompt of the batch ends with padding, where its last token should be: pad on the left "
+    "(processor.tokenizer.padding_side = 'left') and give the attention_mask"
 )
 COPIES = (
     "a model that is steered cannot be pickled, and a copy of it would share the steering: copy.deepcopy what attach "
@@ -90,9 +95,8 @@ class Overrides:
 
 def forget_graphs() -> None:
     """Drop what torch.compile made: its graphs do not notice that hooks have come or gone."""
-    import torch._dynamo
-
-    torch._dynamo.reset()
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
 
 
 def _refuse(message: str, kind: type[Exception] = ValueError) -> Callable[..., Any]:
@@ -140,6 +144,12 @@ def _refuse_settings(model: Any, given: Mapping[str, Any], answer: bool) -> None
     """Raise ValueError for a setting under which the steered positions would be wrong."""
     if _setting(model, given, "cache_implementation") == "paged":
         raise ValueError(PACKED_PROMPTS)
+    images = [name for name, value in given.items() if name.startswith("pixel_values") and value is not None]
+    if images and _setting(model, given, "prefill_chunk_size") is not None:
+        raise ValueError(
+            "prefill_chunk_size does not go with an image: transformers does not find an image that a chunk divides, "
+            "and some families then write about no image. Leave it away"
+        )
     for name, reason in REFUSED.items() if answer else ():
         value = _setting(model, given, name)
         if value not in (None, False) and not (name == "guidance_scale" and value == 1):
@@ -165,8 +175,8 @@ def _first_steered(model: Any, given: Mapping[str, Any], answer: bool) -> int:
     if isinstance(mask, torch.Tensor) and mask.ndim != 2:
         mask = None
     length = max([1, *(tensor.shape[1] for tensor in (ids, mask) if tensor is not None)])
-    if answer:
-        _refuse_right_padding(model, given, ids, mask)
+    if answer and _ends_with_padding(model, given, ids, mask):
+        raise ValueError(RIGHT_PADDING)
     if cache is None:
         return length - 1 if answer else 0
     if not hasattr(cache, "get_seq_length"):
@@ -193,18 +203,25 @@ def _first_steered(model: Any, given: Mapping[str, Any], answer: bool) -> int:
     return first if is_steered else length - 1
 
 
-def _refuse_right_padding(model: Any, given: Mapping[str, Any], ids: Any, mask: torch.Tensor | None) -> None:
-    """Raise ValueError where a row of the batch ends with padding, so that its last column is no token of a prompt."""
+def _ends_with_padding(model: Any, given: Mapping[str, Any], ids: Any, mask: torch.Tensor | None) -> bool:
+    """Whether a row of the batch ends with padding; without a mask, what transformers would take for it."""
     if mask is not None:
-        padded = bool((mask[:, -1] == 0).any())
-    else:
-        pad = _setting(model, given, "pad_token_id")
-        if pad is None or ids is None or ids.is_floating_point() or not ids.shape[1]:
-            return
-        ends = ids[:, -1] == pad
-        padded = bool(ends.any()) and not bool(ends.all())
-    if padded:
-        raise ValueError(
-            "a prompt of the batch ends with padding, where its last token should be: pad on the left "
-            "(processor.tokenizer.padding_side = 'left'; give the attention_mask)"
-        )
+        return bool((mask[:, -1] == 0).any())
+    pad = _setting(model, given, "pad_token_id")
+    if pad is None or ids is None or ids.is_floating_point() or not ids.shape[1]:
+        return False
+    ends = ids[:, -1] == pad
+    return bool(ends.any()) and not bool(ends.all())
+
+
+def refuse_padded_call(steering: Any) -> Callable[..., None]:
+    """A forward pre-hook for the model: ValueError where a plain call ends with padding, which would be steered."""
+
+    def hook(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        mask, ids = kwargs.get("attention_mask"), args[0] if args else kwargs.get("input_ids")
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        is_mask = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        if steering.by_rule and is_mask and ids.shape[1] > 1 and bool((mask[:, -1] == 0).any()):
+            raise ValueError(RIGHT_PADDING)
+
+    return hook

@@ -48,7 +48,12 @@ class SteeredModel:
         self.detach()
 
     def save_pretrained(
-        self, save_directory: str | Path, *, scores: Mapping[str, float] | None = None, license: str | None = None
+        self,
+        save_directory: str | Path,
+        *,
+        scores: Mapping[str, float] | None = None,
+        license: str | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Write the adapter folder, which ``attach`` reads; the backbone is not in it.
 
@@ -56,10 +61,13 @@ class SteeredModel:
             save_directory: is made where it does not exist.
             scores: further numbers for the card, by name.
             license: identifier of a licence for the card; the terms of backbone and training data otherwise.
+            safe_serialization: there is no other way.
 
         Raises:
             ValueError: the adapter was given as an intervention, without the folder that describes it.
         """
+        if not safe_serialization:
+            raise ValueError("an adapter is always written as safetensors: leave safe_serialization away")
         resave_adapter(save_directory, self.steering.intervention, scores, license)
 
     def push_to_hub(
@@ -159,5 +167,5 @@ class SteeredModel:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "a steered model cannot be pickled: save_pretrained writes the adapter, which attach puts on a backbone again"
+            "a steered model cannot be pickled: save_pretrained writes the adapter, which attach puts on a backbone"
         )
