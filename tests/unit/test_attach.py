@@ -301,9 +301,9 @@ def test_a_cache_that_was_cropped_or_emptied_is_that_of_a_prefix(plain):
         n_prompt = row["input_ids"].shape[1]
         used = DynamicCache()  # of full layers, which can be cropped
         expected = model.generate(**row, **plain.settings(8), past_key_values=used)
-        used.crop(n_prompt - 1)
+        used.crop(n_prompt - 1 - used.get_seq_length())
         assert model.generate(**row, **plain.settings(8), past_key_values=used).tolist() == expected.tolist()
-        used.crop(0)
+        used.crop(-used.get_seq_length())
         with model.steering.paused():
             model(**part_of(row, n_prompt - 3), past_key_values=used, use_cache=True)
         assert model.generate(**row, **plain.settings(8), past_key_values=used).tolist() == expected.tolist()
@@ -341,13 +341,20 @@ def test_a_chat_continued_on_a_copied_cache_by_prompt_lookup(plain):
     intervention = trained(plain, "dive")
     row = text_alone(plain)[0]
     n_prompt = row["input_ids"].shape[1]
-    with attach(plain.model, intervention) as model:
+
+    def talk(model: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
         given = {"past_key_values": DynamicCache(), "return_dict_in_generate": True}
         first = model.generate(**row, **plain.settings(5), **given)
         ids = torch.cat([first.sequences, row["input_ids"][:, :6]], dim=1)
         chat = plain.typed({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         copied = copy.deepcopy(first.past_key_values)
-        written = model.generate(**chat, **plain.settings(8), past_key_values=copied, prompt_lookup_num_tokens=3)
+        return ids, model.generate(**chat, **plain.settings(8), past_key_values=copied, **settings)
+
+    (_, greedy), (ids, looked_up) = talk(plain.model), talk(plain.model, prompt_lookup_num_tokens=3)
+    if greedy.tolist() != looked_up[:, : ids.shape[1] + 8].tolist():
+        pytest.skip("this version of transformers reads a chat's cache twice in prompt lookup, steered or not")
+    with attach(plain.model, intervention) as model:
+        ids, written = talk(model, prompt_lookup_num_tokens=3)
     answer = written[0, ids.shape[1] : ids.shape[1] + 8].tolist()
     scores = spelt_out(plain, intervention, row, ids[0, n_prompt:].tolist() + answer)[-len(answer) :]
     scores[:, plain.special] = -math.inf

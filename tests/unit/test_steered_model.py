@@ -108,6 +108,20 @@ def test_a_method_that_somebody_has_put_on_the_model_is_there_again(model):
     model.generate = own
     attach(model, trained()).detach()
     assert vars(model)["generate"] is own
+    del model.generate
+    steered = attach(model, trained())
+    model.generate = own
+    steered.detach()
+    assert vars(model)["generate"] is own
+
+
+def test_what_is_left_of_an_ended_steering_can_be_steered_again(model, inputs):
+    with attach(model, trained()) as ended:
+        expected = written(ended, inputs)
+    with attach(ended, trained()) as steered:
+        assert written(steered, inputs) == expected
+        assert steered.model is model
+    assert has_own_methods(model)
 
 
 def test_a_with_block_ends_the_steering_however_it_ends(model, inputs):

@@ -332,6 +332,8 @@ def attach(
         ValueError: the folder is no adapter, or not one for this model (the message says what differs), or the model is
             steered already, or its weights are not loaded.
     """
+    if type(model) is SteeredModel:  # of a steering that has ended, or it is refused
+        model = model.model
     _refuse_steered(model.modules())
     layers = find_decoder_layers(model) if layers is None else layers
     if isinstance(adapter, Intervention):

@@ -79,17 +79,18 @@ class Overrides:
         if hasattr(model, "generate"):
             new["generate"] = _steered_generate(model, steering)
         new |= {name: _refuse(COPIES, TypeError) for name in ("__deepcopy__", "__reduce_ex__")}
-        self.before = {name: vars(model).get(name) for name in new}
+        self.new, self.before = new, {name: vars(model).get(name) for name in new}
         for name, function in new.items():
             setattr(model, name, function)
         forget_graphs()
 
     def remove(self) -> None:
-        """Give the model its own methods again."""
+        """Give the model its own methods again; one that somebody has put in their place meanwhile stays."""
         for name, function in self.before.items():
-            delattr(self.model, name)
-            if function is not None:
-                setattr(self.model, name, function)
+            if getattr(self.model, name, None) is self.new[name]:
+                delattr(self.model, name)
+                if function is not None:
+                    setattr(self.model, name, function)
         forget_graphs()
 
 
