@@ -22,7 +22,7 @@ REFUSED = {
     "guidance_scale": SECOND_PROMPT,
     "token_healing": "it rewrites the end of the prompt, where steering begins",
     "custom_generate": SECOND_PROMPT,
-    "trust_remote_code": "decoding code from the hub runs the model as it likes",
+    "trust_remote_code": "decoding code from the hub may run the model on other tokens",
 }
 """Settings of ``generate`` with which the steered positions would be wrong or unknown."""
 
@@ -148,15 +148,14 @@ def _refuse_settings(model: Any, given: Mapping[str, Any], answer: bool) -> None
     images = [name for name, value in given.items() if name.startswith("pixel_values") and value is not None]
     if images and _setting(model, given, "prefill_chunk_size") is not None:
         raise ValueError(
-            "prefill_chunk_size does not go with an image: transformers does not find an image that a chunk divides, "
-            "and some families then write about no image. Leave it away"
+            "prefill_chunk_size does not go with an image: transformers cannot split an image into chunks, "
+            "and some families then ignore the image. Omit it"
         )
     for name, reason in REFUSED.items() if answer else ():
         value = _setting(model, given, name)
         if value not in (None, False) and not (name == "guidance_scale" and value == 1):
             raise ValueError(
-                f"generate of a steered model does not take {name}: {reason}. "
-                "Leave it away, or detach() the adapter first"
+                f"generate of a steered model does not take {name}: {reason}. Omit it, or detach() the adapter first"
             )
 
 
@@ -186,20 +185,20 @@ def _first_steered(model: Any, given: Mapping[str, Any], answer: bool) -> int:
     if cached >= length:
         raise ValueError(
             f"past_key_values holds {cached} tokens, the prompt has {length}: give the whole prompt, with at least one "
-            "token that the cache does not hold, past_key_values.crop(...) removes some"
+            "token that the cache does not hold; past_key_values.crop(...) removes tokens"
         )
     is_steered = first is not None and first < cached
     if not answer:
         if cached and not (is_steered and first == 0):
             raise ValueError(
                 "past_key_values was filled without this adapter, which steers every position: "
-                "fill it with the steered model, or leave past_key_values away"
+                "fill it with the steered model, or omit past_key_values"
             )
         return 0
     if is_steered and not by_generate:
         raise ValueError(
             "past_key_values was filled by a call of the steered model, which steers the last token that it is given. "
-            "Fill the cache of a prefix inside `with model.steering.paused():`, or leave past_key_values away"
+            "Fill the cache of a prefix inside `with model.steering.paused():`, or omit past_key_values"
         )
     return first if is_steered else length - 1
 

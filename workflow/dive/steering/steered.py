@@ -67,7 +67,7 @@ class SteeredModel:
             ValueError: the adapter was given as an intervention, without the folder that describes it.
         """
         if not safe_serialization:
-            raise ValueError("an adapter is always written as safetensors: leave safe_serialization away")
+            raise ValueError("an adapter is always written as safetensors: omit safe_serialization")
         resave_adapter(save_directory, self.steering.intervention, scores, license)
 
     def push_to_hub(
