@@ -1,7 +1,6 @@
 """What ``attach`` returns: the model in everything but the adapter, which it saves, publishes, moves and takes away."""
 
 import copy
-import json
 import pickle
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers.models.auto.modeling_auto import AutoModelForImageTextToText
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from dive.backbones.layers import find_decoder_layers
+from dive.files import check_files, read_json, record_checksums
 from dive.steering import attach
 from dive.steering.adapters import describe_backbone, save_adapter, weights_digest
 from dive.steering.attach import Steering
@@ -73,6 +73,7 @@ def write(model, path: Path, source: str = "google/medgemma-4b-it", **data) -> P
     save_adapter(path, trained(), DIVE, described, data, 2, {"seed": 0}, {"validation cross-entropy": 1.25})
     (path / "training.csv").write_text("step,loss\n1,2.0\n")
     (path / "validation.csv").write_text("epoch,loss\n1,2.0\n")
+    record_checksums(path, "training.csv", "validation.csv")
     return path
 
 
@@ -322,20 +323,28 @@ def test_saving_writes_the_adapter_and_not_the_backbone(model, inputs, tmp_path)
         steered.save_pretrained(tmp_path / "a" / "saved", scores={"BLEU-4": 12.5}, license="mit")
         steered.save_pretrained(adapter)  # over itself
     saved = tmp_path / "a" / "saved"
-    assert files(saved) == files(adapter) == ["README.md", "adapter.safetensors", "config.json", *TRAINED]
+    assert files(saved) == files(adapter) == WRITTEN
     first, second = (load_file(path / "adapter.safetensors") for path in (adapter, saved))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert sum(path.stat().st_size for path in saved.iterdir()) < 20_000
-    was, now = (json.loads((path / "config.json").read_text()) for path in (adapter, saved))
+    was, now = (read_json(path / "config.json") for path in (adapter, saved))
     assert was.pop("scores") == {"validation cross-entropy": 1.25}
     assert now.pop("scores") == {"validation cross-entropy": 1.25, "BLEU-4": 12.5}
     assert was == now
+    check_files(saved)
     with attach(model, saved) as steered:
         assert written(steered, inputs) == expected
 
 
-TRAINED = ["training.csv", "validation.csv"]
+WRITTEN = [
+    "README.md",
+    "adapter.safetensors",
+    "checksums.json",
+    "config.json",
+    "training.csv",
+    "validation.csv",
+]
 
 
 def test_the_card_says_backbone_licence_data_and_scores(model, tmp_path):
@@ -406,7 +415,7 @@ def hub(monkeypatch, tmp_path) -> dict[str, Path]:
 def test_publishing_uploads_the_adapter_alone(model, hub, tmp_path):
     with attach(model, write(model, tmp_path / "adapter", credentialed=False)) as steered:
         assert steered.push_to_hub("user/dive", scores={"BLEU-4": 12.5}) == "a commit"
-    assert files(hub["user/dive"]) == ["README.md", "adapter.safetensors", "config.json", *TRAINED]
+    assert files(hub["user/dive"]) == WRITTEN
 
 
 @pytest.mark.parametrize("data", [{"credentialed": True}, {}, {"credentialed": None}, {"credentialed": "false"}])
