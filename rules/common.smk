@@ -150,6 +150,11 @@ def memory(wildcards):
     return 2000 if wildcards.backbone in TINY else 48000
 
 
+def is_credentialed(wildcards):
+    """Whether only those who have signed for a dataset may have it: every real one, which is patients' reports."""
+    return wildcards.dataset not in SYNTHETIC
+
+
 def methods_in(experiment):
     """Settings of the methods of an experiment's grid, in its order."""
     return {name: config["methods"][name] for name in config["grids"][experiment]["methods"]}

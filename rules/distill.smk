@@ -29,6 +29,7 @@ rule distill:
         source=source_of,
         method=lookup(dpath="methods/{method}", within=config),
         training=TRAINING,
+        credentialed=is_credentialed,
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         checkpoint="results/checkpoints/distill/{dataset}/{backbone}/{method}/seed{seed}",
         code=code_of_method("scripts/distill.py"),

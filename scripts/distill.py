@@ -23,4 +23,5 @@ with logged(snakemake.log[0]):
         seed=int(snakemake.wildcards.seed),
         out=snakemake.output[0],
         checkpoint=snakemake.params.checkpoint,
+        credentialed=snakemake.params.credentialed,
     )

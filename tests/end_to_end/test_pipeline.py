@@ -126,6 +126,15 @@ def test_training_again_gives_the_same_bytes(run: tuple[Project, str]) -> None:
     assert [file.read_bytes() for file in files] == before
 
 
+def test_an_adapter_of_synthetic_data_may_be_published(run: tuple[Project, str]) -> None:
+    project, _ = run
+    configs = list((project.folder / "results/adapters").glob("*/*/*/seed0/config.json"))
+    assert configs
+    for config in configs:
+        data = read_json(config)["data"]
+        assert (data["dataset"], data["credentialed"]) == (config.parents[3].name, False)
+
+
 def test_the_acceptance_is_honest(run: tuple[Project, str]) -> None:
     """Untrained backbones meet no criterion, and the run says so rather than failing or bending one."""
     project, _ = run

@@ -412,6 +412,12 @@ def test_training_starts_at_zero_shot_and_improves_validation(world):
         "validation.csv",
     ]
     assert not (world.folder / "dive.checkpoint").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"]["credentialed"] is True  # unless the workflow says otherwise
+    best = min(row["cross_entropy"] for row in validation)
+    assert config["scores"] == {"validation cross-entropy": pytest.approx(best, rel=1e-5)}
+    known = world.distill("known", {**DIVE, "epochs": 1}, credentialed=False)
+    assert json.loads((known / "config.json").read_text())["data"]["credentialed"] is False
 
 
 def test_the_state_that_is_best_on_validation_is_kept(world):

@@ -23,6 +23,29 @@ def states_at(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return states.flatten(0, 1).index_select(0, upload(rows, states.device))
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where ``model`` wants its token ids.
+
+    Args:
+        model: a ``transformers`` model with ``get_input_embeddings``; its parameters may be offloaded by accelerate
+            (``device_map``), which loads them for the moment in which they are used.
+
+    Raises:
+        ValueError: its weights are not loaded.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding.weight.device.type != "meta":
+        return embedding.weight.device
+    hook = getattr(embedding, "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        if getattr(one, "execution_device", None) is not None:
+            return torch.device(one.execution_device)
+    raise ValueError(
+        f"{type(model).__name__}: its weights are on the device meta, which holds no numbers; "
+        "load them (from_pretrained, outside of init_empty_weights) before steering the model"
+    )
+
+
 def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Decoder layers of ``model``, in order, without relying on module names.
 
@@ -34,8 +57,9 @@ def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
         model: a ``transformers`` model with ``get_input_embeddings``.
 
     Raises:
-        ValueError: no such list exists.
+        ValueError: no such list exists, or the weights are not loaded.
     """
+    ids = torch.ones(1, 2, dtype=torch.long, device=input_device(model))
     lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     calls: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
@@ -47,10 +71,8 @@ def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
 
     members = {id(layer): layer for layers in lists for layer in layers}
     handles = [layer.register_forward_hook(watch, with_kwargs=True) for layer in members.values()]
-    device = model.get_input_embeddings().weight.device
     try:
         with torch.no_grad():
-            ids = torch.ones(1, 2, dtype=torch.long, device=device)
             model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:

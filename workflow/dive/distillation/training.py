@@ -115,6 +115,7 @@ def distill(
     checkpoint: str,
     layers: str | None = None,
     demonstrations: str | None = None,
+    credentialed: bool = True,
 ) -> None:
     """Train or fit one method's intervention on the pool's queries and keep the state that is best on validation.
 
@@ -141,6 +142,7 @@ def distill(
         checkpoint: file outside the declared outputs; removed at the end.
         layers: folder of the states of the teacher's layers; None where nothing reads them.
         demonstrations: path of the drawn demonstrations, for a method that runs the queries with them itself.
+        credentialed: whether only credentialed users may have the dataset: its adapter is not published by mistake.
 
     Raises:
         ValueError: a setting does not fit; the message names it.
@@ -212,6 +214,9 @@ def distill(
             progressed = choose_scale(student, len(queries), method.get("scales", [1.0]))
 
     intervention.load_state_dict(progressed.best_state)
+    data = {"dataset": _dataset_of(studies), "credentialed": credentialed, "queries": len(queries)}
+    if states[1:]:
+        data["draws"] = len(states)
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
         save_adapter(
@@ -219,9 +224,10 @@ def distill(
             intervention,
             method,
             describe_backbone(loaded.model, decoder, loaded.source, loaded.revision),
-            {"dataset": _dataset_of(studies), "queries": len(queries)} | ({"draws": len(states)} if states[1:] else {}),
+            data,
             progressed.best_epoch,
             record(backbone=backbone, method=method, training=outcome, seed=seed),
+            {"validation cross-entropy": progressed.best},
         )
         _write_rows(folder / "training.csv", TRAINING_COLUMNS, progressed.training)
         best = [[*row, int(row[0] == progressed.best_epoch)] for row in progressed.validation]

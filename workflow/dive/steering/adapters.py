@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dive.files import check_digests, read_json, sha256, write_json
+from dive.files import CHECKSUMS, check_digests, read_json, sha256, write_json
 from dive.progress import log
 from dive.steering.attention import look_inside
 from dive.steering.base import Intervention, build_intervention
+from dive.steering.card import write_card
 
 FORMAT = "dive-adapter/1"
 WEIGHTS = "adapter.safetensors"
 
-PARTS = {
-    "layer": "the outputs",
-    "heads": "the attention heads",
-    "attention": "the attention outputs",
-    "mlp": "the MLP outputs",
-    "projections": "the attention projections",
-}
-
-CARD = """---
-library_name: dive
-pipeline_tag: image-text-to-text
-tags: [steering, in-context-vector-distillation, radiology-report-generation]
-{base_model}---
-
-# {title} on {backbone}
-
-Steering of the frozen backbone `{backbone}` for writing radiology reports: method `{module}`, {parameters:,} parameters
-on {parts} of decoder layers {sites}, steered positions: {positions}. The backbone itself is unchanged.
-Trained on {queries} studies of {dataset}.
-
-```python
-from dive.steering import attach
-
-model = attach(AutoModelForImageTextToText.from_pretrained("{backbone}"), "<this folder>")
-model.generate(**inputs)
-model = model.detach()
-```
-
-- `adapter.safetensors`: the parameters, float32.
-- `config.json`: method, steered layers, backbone (checked when the folder is loaded), versions, training data by name.
-- `training.csv`, `validation.csv`: the course of training; the kept state has the least cross-entropy of report and
-  terminator on validation studies (epoch {epoch}).
-
-For research on report generation. Reports of this model are not checked by a radiologist and must not guide care; they
-inherit the limits of the backbone and of the reports it was distilled on. The training data may forbid redistribution.
-"""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TRAINING = ("training.csv", "validation.csv", CHECKSUMS)
+"""The course of training, where the folder was made by training."""
 
 
 def weights_digest(layers: Sequence[nn.Module]) -> str:
@@ -64,9 +34,23 @@ def weights_digest(layers: Sequence[nn.Module]) -> str:
     """
     digest = hashlib.sha256()
     for layer in layers:
-        heads = [p.detach().flatten()[:64] for p in layer.parameters() if p.is_floating_point()]
+        heads = [p.flatten()[:64] for p in _parameters(layer) if p.is_floating_point()]
         digest.update(torch.cat([head.to("cpu", torch.bfloat16) for head in heads]).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parameters(layer: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters of a layer, each once; of offloaded ones the numbers that accelerate keeps elsewhere."""
+    seen: set[nn.Parameter] = set()
+    for module in layer.modules():
+        kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
+            if parameter.device.type == "meta" and kept is None:
+                raise ValueError(f"{type(module).__name__}.{name} holds no numbers (it is on the device meta)")
+            yield (kept[name] if parameter.device.type == "meta" else parameter).detach()
 
 
 def describe_backbone(
@@ -92,8 +76,9 @@ def save_adapter(
     data: Mapping[str, Any],
     epoch: int,
     record: Mapping[str, Any],
+    scores: Mapping[str, float] | None = None,
 ) -> None:
-    """Write adapter.safetensors, config.json and README.md into the existing ``folder``.
+    """Write adapter.safetensors, config.json and the card README.md into the existing ``folder``.
 
     config.json records the checksum of the weights and carries one of its own: loading refuses damaged files, and the
     weights of another dataset, backbone, method or seed.
@@ -103,50 +88,104 @@ def save_adapter(
         intervention: the trained state.
         method: ``methods.<name>``: rebuilds the module on loading.
         backbone: from ``describe_backbone``.
-        data: name of the ``dataset``, number of ``queries`` it was trained on, of ``draws`` where there are several.
+        data: name of the ``dataset``, whether it is ``credentialed`` (what does not say so is taken for it), number of
+            ``queries`` it was trained on, of ``draws`` where there are several.
         epoch: after how many epochs the kept state was reached.
         record: provenance (code and package versions, settings).
+        scores: what it reached, by name, for the card.
     """
     import transformers
 
+    config = {
+        "format": FORMAT,
+        "method": dict(method),
+        "sites": intervention.sites,
+        "positions": intervention.positions,
+        "rank": method.get("rank"),
+        "parameters": intervention.n_parameters,
+        "epoch": epoch,
+        "backbone": dict(backbone),
+        "data": dict(data),
+        "scores": dict(scores or {}),
+        "transformers": transformers.__version__,
+        "record": dict(record),
+    }
+    _write(Path(folder), intervention, config)
+
+
+def resave_adapter(
+    folder: str | Path,
+    intervention: Intervention,
+    scores: Mapping[str, float] | None = None,
+    license: str | None = None,
+) -> None:
+    """Write an intervention that was read from an adapter folder into another, with all that the first one says.
+
+    Args:
+        folder: is made where it does not exist.
+        intervention: from ``load_adapter``.
+        scores: further ones, by name.
+        license: identifier of a licence for the card.
+
+    Raises:
+        ValueError: the intervention was built, not read, so that nothing says what it is of; or a file is in the way.
+    """
+    if intervention.config is None:
+        raise ValueError(
+            "this adapter was given to attach as an intervention, without the folder that says what it was trained on: "
+            "write it with dive.steering.adapters.save_adapter"
+        )
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; an adapter is a folder: give the name of one")
+    folder.mkdir(parents=True, exist_ok=True)
+    known = intervention.config.get("scores")
+    scores = {**(known if isinstance(known, dict) else {}), **(scores or {})}
+    _write(folder, intervention, {**intervention.config, "scores": scores}, license)
+    for name in TRAINING:
+        source = Path(intervention.folder) / name
+        if source.is_file() and source.resolve() != (folder / name).resolve():
+            shutil.copyfile(source, folder / name)
+
+
+def _write(folder: Path, intervention: Intervention, config: Mapping[str, Any], license: str | None = None) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in intervention.state_dict().items()}, folder / WEIGHTS)
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "method": dict(method),
-            "sites": intervention.sites,
-            "positions": intervention.positions,
-            "rank": method.get("rank"),
-            "parameters": intervention.n_parameters,
-            "epoch": epoch,
-            "backbone": dict(backbone),
-            "data": dict(data),
-            "transformers": transformers.__version__,
-            "sha256": {WEIGHTS: sha256(folder / WEIGHTS)},
-            "record": dict(record),
-        },
-    )
-    is_on_hub = backbone["id"].count("/") == 1 and not os.path.isdir(backbone["id"])
-    sites = intervention.sites
-    consecutive = sites == list(range(sites[0], sites[-1] + 1))
-    (folder / "README.md").write_text(
-        CARD.format(
-            base_model=f"base_model: {backbone['id']}\n" if is_on_hub else "",
-            title=method.get("title", method["module"]),
-            backbone=backbone["id"],
-            module=method["module"],
-            parameters=intervention.n_parameters,
-            parts=" and ".join(PARTS[site] for site in intervention.at(sites[0])),
-            sites=f"{sites[0]} to {sites[-1]}" if consecutive else ", ".join(map(str, sites)),
-            positions=intervention.positions,
-            queries=data["queries"],
-            dataset=data["dataset"],
-            epoch=epoch,
-        ),
-        encoding="utf-8",
-    )
+    write_json(folder / "config.json", {**config, "sha256": {WEIGHTS: sha256(folder / WEIGHTS)}})
+    write_card(folder / "README.md", intervention, config, license)
+
+
+def is_credentialed(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter was trained on data that only credentialed users may have, or nothing says that it was not.
+
+    Args:
+        config: ``config.json`` of the adapter folder.
+    """
+    data = config.get("data")
+    return not (isinstance(data, Mapping) and data.get("credentialed") is False)
+
+
+def fetch_adapter(adapter: str | Path, revision: str | None = None) -> Path:
+    """The adapter's folder on this machine; one on the Hugging Face hub is downloaded first, but for code and pickles.
+
+    Args:
+        adapter: a folder, or ``user/repository``.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the hub cannot be reached, or has nothing of this name.
+    """
+    if Path(adapter).exists() or not HUB_NAME.fullmatch(str(adapter)):
+        return Path(adapter)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", WEIGHTS, "README.md", *TRAINING]
+    try:
+        return Path(snapshot_download(str(adapter), revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{adapter}: no folder of this name is here, and the Hugging Face hub gives none "
+            f"({type(error).__name__}); check the name and the network, and set HF_HUB_OFFLINE=0 for a first download"
+        ) from error
 
 
 def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], strict: bool = True) -> Intervention:
@@ -208,4 +247,5 @@ def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], st
         odd = sorted(name for name in state.keys() | found.keys() if state.get(name) != found.get(name))
         raise ValueError(f"{folder}: {WEIGHTS} does not fit its config.json (sites, or {', '.join(odd[:3])})")
     intervention.load_state_dict(tensors)
+    intervention.folder, intervention.config = folder, config
     return intervention.requires_grad_(False)

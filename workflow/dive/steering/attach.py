@@ -1,5 +1,6 @@
 """Steer a model from outside: hooks on decoder layers or inside them, and nothing left behind when they are removed."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch import nn
 
 from dive.backbones.layers import find_decoder_layers, hidden_of
 from dive.devices import upload
-from dive.steering.adapters import load_adapter
+from dive.steering.adapters import fetch_adapter, load_adapter
 from dive.steering.attention import Heads, Inside, Listening, look_inside
 from dive.steering.base import Intervention
+from dive.steering.generating import Overrides, note_call, refuse_padded_call
+from dive.steering.steered import SteeredModel
 
 # Layers that a Steering is on. Two at once would feed one the states that the other made, which no training saw.
 _STEERED: WeakSet[nn.Module] = WeakSet()
@@ -27,28 +30,45 @@ class Steering:
 
     - in ``with steering.at(mask)``: those of the mask;
     - in ``with steering.paused()``: none;
-    - otherwise by the rule of generation, which plain ``generate`` calls need, since they pass no mask to layers: of
-      several new positions on an empty cache (a prompt, padded on the left) only the last one, which predicts y_1; on
-      a filled cache, all new ones. An intervention with ``positions: all`` steers every position.
+    - in ``with steering.generating(first)``: those from column ``first`` of the sequence on, however the sequence comes
+      in passes. ``generate`` of a model that ``attach`` has steered does this with its prompt's last token;
+    - otherwise by a rule that plain calls need: of several new positions on an empty cache (a prompt, padded on the
+      left) only the last one, which predicts y_1; on a filled cache, all new ones.
+
+    An intervention with ``positions: all`` steers every position, unless it is paused.
 
     Args:
         layers: decoder layers of the model, in order.
-        intervention: moved to the devices of the layers that it steers.
+        intervention: moved to the devices of the layers that it steers, and again when these move.
         inside: parts of all layers, from ``look_inside``; needed where the intervention acts inside them.
+        model: what the layers belong to, where calls of its ``generate`` are to be steered as such.
+
+    Attributes:
+        turn: held while the model generates, so that several threads take turns.
 
     Raises:
         ValueError: a layer is steered already, or its parts are needed and not given.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], intervention: Intervention, inside: Sequence[Inside] | None = None
+        self,
+        layers: Sequence[nn.Module],
+        intervention: Intervention,
+        inside: Sequence[Inside] | None = None,
+        model: Any = None,
     ) -> None:
         self.intervention = intervention
+        self.turn = threading.RLock()
         self._active = True
         self._mask: torch.Tensor | None = None
         self._rows: torch.Tensor | None = None
         self._cached: dict[int, bool | None] = {}
+        self._first: int | None = None
+        self._in_chunks = False
+        self._ahead: dict[int, int] = {}  # positions of a pass that lie before ``_first``
+        self._devices: dict[int, torch.device] = {}
         self._handles: list[Any] = []
+        self._all, self._inside, self._model = list(layers), inside, model
         self._layers = [layers[index] for index in intervention.sites]
         self._device: torch.device | None = None
         _refuse_steered(self._layers)
@@ -56,22 +76,72 @@ class Steering:
             raise ValueError(
                 "this intervention acts inside the layers: give their parts, from look_inside(model, layers)"
             )
-        for index, layer in zip(intervention.sites, self._layers, strict=True):
-            _STEERED.add(layer)
-            if (parameter := next(layer.parameters(), None)) is not None:
-                intervention.layers[str(index)].to(parameter.device)
+        _STEERED.update(self._layers)
+        self._hook()
+
+    @property
+    def active(self) -> bool:
+        """False in ``paused``."""
+        return self._active
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether the rule of plain calls decides what is steered; never while torch.compile looks on."""
+        named = self._mask is not None or self._first is not None or self.intervention.positions == "all"
+        return self._active and not named and not torch.compiler.is_compiling()
+
+    def _hook(self) -> None:
+        try:
+            for index, layer in zip(self.intervention.sites, self._layers, strict=True):
+                self._handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
+                parts = None if self._inside is None else self._inside[index]
+                for site, module in self.intervention.at(index).items():
+                    self._handles += self._hooks(index, site, module, layer, parts)
+            self.follow()
+            if self._model is not None:
+                padded = refuse_padded_call(self)
+                self._handles.append(self._model.register_forward_pre_hook(padded, with_kwargs=True))
+                self._handles.append(Overrides(self._model, self))
+        except BaseException:
+            self.detach()
+            raise
+
+    def _unhook(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def lifted(self) -> Iterator[list[nn.Module]]:
+        """Take everything off the model for a while, in which it can be copied; yields all decoder layers."""
+        self._unhook()
+        try:
+            yield self._all
+        finally:
+            if self._layers:
+                self._hook()
+
+    def follow(self) -> None:
+        """Move the intervention to its layers' devices; where parameters are offloaded, it moves with the states."""
+        for index, layer in zip(self.intervention.sites, self._layers, strict=False):  # no layers once it is detached
+            parameter = next(layer.parameters(), None)
+            if parameter is not None and parameter.device.type != "meta":
+                self._move(index, parameter.device)
                 self._device = parameter.device
-            self._handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            for site, module in intervention.at(index).items():
-                parts = None if inside is None else inside[index]
-                self._handles += self._hooks(index, site, module, layer, parts)
+
+    def _meet(self, index: int, device: torch.device) -> None:
+        """Have a layer's modules where its states are: the layer was moved, or its parameters are offloaded."""
+        if self._devices.get(index) != device:
+            self._move(index, device)
+
+    def _move(self, index: int, device: torch.device) -> None:
+        self.intervention.layers[str(index)].to(device)
+        self._devices[index] = device
 
     def detach(self) -> None:
         """Remove the hooks: the model is what it was."""
-        for handle in self._handles:
-            handle.remove()
+        self._unhook()
         _STEERED.difference_update(self._layers)
-        self._handles, self._layers = [], []
+        self._layers = []
 
     def __enter__(self) -> "Steering":
         return self
@@ -105,14 +175,41 @@ class Steering:
         finally:
             self._active = before
 
+    @contextmanager
+    def generating(self, first: int, in_chunks: bool = False) -> Iterator[None]:
+        """Steer column ``first`` of the sequence and all that follow it, whatever part of it a forward pass holds.
+
+        Args:
+            first: counted from 0, padding and cached tokens included.
+            in_chunks: the prompt may come in several passes, so that one of a single token may lie before ``first``.
+        """
+        before, self._first, self._in_chunks = (self._first, self._in_chunks), first, in_chunks
+        try:
+            yield
+        finally:
+            self._first, self._in_chunks = before
+
     def _before(self, index: int) -> Any:
+        leads, answer = index == min(self.intervention.sites), self.intervention.positions == "answer"
+
         def hook(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-            if self._mask is not None or self.intervention.positions == "all":
+            if self._mask is not None:
                 return  # `_rows_of` does not ask
             # Found by what it can do: the argument's name and place differ between families and versions.
             caches = [value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")]
-            # Only whether, not how much: torch.compile would make a graph for every length.
-            self._cached[index] = bool(caches[0].get_seq_length(index)) if caches else None
+            cache = caches[0] if caches else None
+            length = (args[0] if args else kwargs["hidden_states"]).shape[1]
+            if self._first is None:
+                if leads and cache is not None and not torch.compiler.is_compiling():
+                    note_call(cache, index, length, answer, self._active)
+                if answer:
+                    # Only whether, not how much: torch.compile would make a graph for every length.
+                    self._cached[index] = None if cache is None else length == 1 or bool(cache.get_seq_length(index))
+            elif answer and (length > 1 or self._in_chunks):
+                cached = 0 if cache is None else int(cache.get_seq_length(index))
+                self._ahead[index] = min(length, max(0, self._first - cached))
+            else:
+                self._ahead[index] = 0
 
         return hook
 
@@ -152,6 +249,7 @@ class Steering:
         def change(output: torch.Tensor, *attention: Any) -> torch.Tensor:
             if not self._active:
                 return output
+            self._meet(index, output.device)
             rows = self._rows_of(index, *output.shape[:2], output.device)
             steered = module(Heads(output, *attention, rows))
             flat = output.reshape(-1, *output.shape[2:])
@@ -161,6 +259,7 @@ class Steering:
 
     def _steer(self, index: int, function: Any, target: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """``target`` (B, T, d) after ``function`` of the steered positions' rows of it and of ``others``."""
+        self._meet(index, target.device)
         rows = self._rows_of(index, *target.shape[:2], target.device)
         flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (target, *others)]
         if rows is None:
@@ -174,8 +273,15 @@ class Steering:
                 raise ValueError(
                     f"the mask of steered positions is {tuple(self._mask.shape)}, the states {(n_batch, length)}"
                 )
-            return self._rows
-        if self.intervention.positions == "all" or length == 1:
+            return None if self._rows is None else self._rows.to(device)
+        if self.intervention.positions == "all":
+            return None
+        if self._first is not None:
+            if (ahead := self._ahead[index]) == 0:
+                return None
+            columns = torch.arange(ahead, length, device=device)
+            return (torch.arange(0, n_batch * length, length, device=device)[:, None] + columns).flatten()
+        if length == 1:
             return None
         if self._cached[index] is None:
             raise RuntimeError(
@@ -192,55 +298,49 @@ def _refuse_steered(modules: Iterable[nn.Module]) -> None:
         raise ValueError("the model is steered already; call detach() on what attach returned first")
 
 
-class SteeredModel:
-    """A model and the steering on it; every attribute but ``detach`` and ``steering`` is the model's own."""
-
-    def __init__(self, model: Any, steering: Steering) -> None:
-        self.__dict__.update(model=model, steering=steering)
-
-    def detach(self) -> Any:
-        """Remove the steering and return the model, exactly as it was."""
-        self.steering.detach()
-        return self.model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["model"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.model, name, value)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-
 def attach(
     model: Any,
     adapter: str | Path | Intervention,
     layers: Sequence[nn.Module] | None = None,
     strict: bool = True,
+    revision: str | None = None,
 ) -> SteeredModel:
     """Steer ``model`` with a trained adapter, in ``generate`` as in a plain call.
 
     Example::
 
         model = attach(AutoModelForImageTextToText.from_pretrained(...), "results/adapters/.../seed0")
-        model.generate(**inputs)  # steered: greedy, sampled or beam search, left padding, continued chats
+        model.generate(**inputs, do_sample=False)  # steered
         model = model.detach()  # the model as it was
+
+        with attach(model, "user/repository") as steered:  # an adapter on the Hugging Face hub
+            steered.generate(**inputs, do_sample=False)
+
+    What ``generate`` steers are the positions from the prompt's last token on. Greedy, sampled and beam search, prompt
+    lookup, assistant models, prompts in chunks, caches of a prefix, static caches and no cache, left padding and chats
+    that go on give what one pass over the whole sequence gives; what would not is refused.
 
     Args:
         model: an image-text-to-text model of transformers.
-        adapter: an adapter folder, or an intervention.
+        adapter: an adapter folder, the name of one on the Hugging Face hub, or an intervention. Of a folder only JSON
+            and safetensors are read, and nothing in it is run.
         layers: the model's decoder layers where they are known; found by running two tokens otherwise.
         strict: refuse an adapter that was trained on other weights; False for a quantised copy of the same backbone.
+        revision: of an adapter on the hub.
 
     Raises:
         ValueError: the folder is no adapter, or not one for this model (the message says what differs), or the model is
-            steered already.
+            steered already, or its weights are not loaded.
     """
+    if type(model) is SteeredModel:  # of a steering that has ended, or it is refused
+        model = model.model
     _refuse_steered(model.modules())
     layers = find_decoder_layers(model) if layers is None else layers
-    intervention = adapter if isinstance(adapter, Intervention) else load_adapter(adapter, model, layers, strict)
+    if isinstance(adapter, Intervention):
+        intervention = adapter
+    else:
+        intervention = load_adapter(fetch_adapter(adapter, revision), model, layers, strict)
     if intervention.sites and max(intervention.sites) >= len(layers):
         raise ValueError(f"the adapter steers layer {max(intervention.sites)}; the model has {len(layers)}")
     inside = look_inside(model, layers) if intervention.acts_inside else None
-    return SteeredModel(model, Steering(layers, intervention.eval(), inside))
+    return SteeredModel(model, Steering(layers, intervention.eval(), inside, model))

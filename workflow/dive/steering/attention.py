@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from dive.backbones.layers import input_device
+
 IMPLEMENTATION = "sdpa"
 
 
@@ -207,12 +209,12 @@ def look_inside(model: nn.Module, layers: Sequence[nn.Module]) -> list[Inside]:
     def project(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         linear[module] = (args[0].shape[-1], output.shape[-1])
 
+    ids = torch.ones(1, 2, dtype=torch.long, device=input_device(model))
     handles = []
     for layer in layers:
         handles += [child.register_forward_pre_hook(begin) for child in layer.children()]
         linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         handles += [module.register_forward_hook(project) for module in linears]
-    ids = torch.ones(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     try:
         with torch.no_grad(), _watching(watch):
             model(input_ids=ids, use_cache=False)

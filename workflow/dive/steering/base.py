@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class Intervention(nn.Module):
         positions: ``answer`` (from the last prompt token on, which predicts y_1) or ``all``.
         decayed: names of the parameters that weight decay applies to, as the site modules call them.
 
+    Attributes:
+        folder: the adapter folder that it was read from; None where it was built.
+        config: that folder's ``config.json``.
+
     Raises:
         ValueError: unknown kind of positions.
     """
@@ -53,6 +58,8 @@ class Intervention(nn.Module):
         self.layers = nn.ModuleDict({str(index): module for index, module in sites.items()})
         self.positions = positions
         self.decayed = decayed
+        self.folder: Path | None = None
+        self.config: dict[str, Any] | None = None
 
     @property
     def sites(self) -> list[int]:
