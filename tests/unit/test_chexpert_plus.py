@@ -143,16 +143,17 @@ def test_the_label_file_follows_the_section(tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_listed(tmp_path):
-    tree = ChexpertTree(tmp_path).image(1, 1).image(2, 1, section_findings="w\xa0th")
+    tree = ChexpertTree(tmp_path).image(1, 1).image(2, 1, section_findings="w\x81th")
     tree.image(3, 1).image(
         3, 1, "view2_frontal", split="valid", path_to_image="train/patient00003/study1/view2_frontal.jpg"
     )
-    tree.image(4, 1, path_to_image="somewhere/else.jpg")
+    tree.image(4, 1, path_to_image="somewhere/else.jpg").image(5, 1, path_to_image="The lungs are clear.")
     reading = read(tree.write("latin-1"), {})
     assert {uid: rule for uid, rule, _ in reading.excluded} == {
         "patient00002/study1": "undecodable_report",
         "patient00003/study1": "tables_disagree",
         "somewhere/else.jpg": "bad_path",
+        "row 7": "bad_path",
     }
     assert reading.studies["study_uid"].tolist() == ["patient00001/study1"]
 

@@ -1,6 +1,7 @@
 """A look at both ends of an image file: cheap enough for every image before any long work."""
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,11 @@ MAX_PIXELS = 178_956_970
 TAIL = 256
 """Bytes at the end in which the end marker is looked for before the file is walked through."""
 
-ENTROPY_CODED = 1 << 16
-"""Bytes read at a time from within a scan of a JPEG."""
+BLOCK = 1 << 16
+"""Bytes read at a time where markers are searched for."""
+
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""In a scan of a JPEG: its bytes 0xff are stuffed, padding or restart markers otherwise."""
 
 
 def image_problem(path: str | Path) -> str | None:
@@ -40,7 +44,7 @@ def image_problem(path: str | Path) -> str | None:
 
 
 def _problem(handle: BinaryIO) -> str | None:
-    start = handle.read(24)
+    start = handle.read(8)
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - TAIL))
     end = handle.read().rstrip(b"\0\r\n ")
@@ -49,15 +53,41 @@ def _problem(handle: BinaryIO) -> str | None:
     if start.startswith(JPEG_START):
         if not end.endswith(JPEG_END) and not _jpeg_ends(handle):
             return "truncated JPEG: no end marker"
-        shape = jpeg_size(handle)
+        shape = _stated_size(handle)
         return None if shape is None else size_problem(*shape, "JPEG")
     if start.startswith(PNG_START):
-        if not any(start[16:20]) or not any(start[20:24]):
+        shape = _stated_size(handle)
+        if shape is None or not all(shape):
             return "PNG without width or height"
         if not end.endswith(PNG_END) and not any(kind == b"IEND" for kind, _, _ in png_chunks(handle)):
             return "truncated PNG: no end marker"
-        return size_problem(*struct.unpack(">II", start[16:24]), "PNG")
+        return size_problem(*shape, "PNG")
     return "neither JPEG nor PNG"
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height that a JPEG or PNG states; None where it states none or cannot be opened."""
+    try:
+        with open(path, "rb") as handle:
+            return _stated_size(handle)
+    except (OSError, ValueError):
+        return None
+
+
+def _stated_size(handle: BinaryIO) -> tuple[int, int] | None:
+    """Width and height by the header; None where that is damaged, which decoding will tell."""
+    handle.seek(0)
+    start = handle.read(24)
+    if start.startswith(PNG_START):
+        return struct.unpack(">II", start[16:24]) if len(start) == 24 else None
+    for code, place in _jpeg_segments(handle, 0) if start.startswith(JPEG_START) else ():
+        if _is_frame(code):
+            handle.seek(place + 5)
+            stated = handle.read(4)
+            return struct.unpack(">HH", stated)[::-1] if len(stated) == 4 else None
+        if code == 0xDA:
+            return None
+    return None
 
 
 def size_problem(width: int, height: int, kind: str = "image") -> str | None:
@@ -95,7 +125,9 @@ def _jpeg_segments(handle: BinaryIO, place: int) -> Iterator[tuple[int, int]]:
         handle.seek(place)
         head = handle.read(4)
         while head[:2] == b"\xff\xff":  # markers may be padded
-            place += 1
+            handle.seek(place)
+            padded = handle.read(BLOCK)
+            place += len(padded) - len(padded.lstrip(b"\xff")) - 1
             handle.seek(place)
             head = handle.read(4)
         if len(head) < 2 or head[0] != 0xFF:
@@ -114,18 +146,6 @@ def _jpeg_segments(handle: BinaryIO, place: int) -> Iterator[tuple[int, int]]:
 def _is_frame(code: int) -> bool:
     """Whether a marker starts a frame, which states the size."""
     return 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)
-
-
-def jpeg_size(handle: BinaryIO) -> tuple[int, int] | None:
-    """Width and height of a JPEG; None where its first segments are damaged, which decoding will tell."""
-    for code, place in _jpeg_segments(handle, 0):
-        if _is_frame(code):
-            handle.seek(place + 5)
-            stated = handle.read(4)
-            return struct.unpack(">HH", stated)[::-1] if len(stated) == 4 else None
-        if code == 0xDA:
-            return None
-    return None
 
 
 def _jpeg_ends(handle: BinaryIO) -> bool:
@@ -155,16 +175,11 @@ def _after_scan(handle: BinaryIO, place: int) -> int | None:
     """Place of the first marker that is no part of a scan's entropy-coded bytes; None at the end of the file."""
     handle.seek(place)
     kept = b""
-    while True:
-        block = handle.read(ENTROPY_CODED)
-        if not block:
-            return None
+    while block := handle.read(BLOCK):
         content = kept + block
-        found = content.find(b"\xff")
-        while 0 <= found < len(content) - 1:
-            code = content[found + 1]
-            if code not in (0x00, 0xFF) and not 0xD0 <= code <= 0xD7:  # stuffed bytes, padding, restart markers
-                return place + found
-            found = content.find(b"\xff", found + 1)
+        found = MARKER.search(content)
+        if found:
+            return place + found.start()
         kept = content[-1:] if content.endswith(b"\xff") else b""
         place += len(content) - len(kept)
+    return None
