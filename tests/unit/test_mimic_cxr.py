@@ -203,7 +203,7 @@ def test_reports_that_cannot_be_used_are_listed(tmp_path):
 def test_a_report_in_another_decoding_is_kept_and_counted(tmp_path, reports):
     tree = MimicTree(tmp_path).study(text=report().replace("cough", "co\x92gh \xb0").encode("latin-1"))
     tree.study(50000002, text=report("Temperature 38\xb0.").encode("latin-1")).study(50000003, text=report("38\xb0"))
-    tree.study(50000004, text=report("\ufeffMarks.").encode("utf-16"))
+    tree.study(50000004, text=report("Marks.").encode("utf-16"))
     tree.study(50000005, text=b"\xef\xbb\xbf" + report("Marked.").encode())
     reading = read(tree.write(reports), {})
     assert reading.excluded == []
@@ -211,7 +211,7 @@ def test_a_report_in_another_decoding_is_kept_and_counted(tmp_path, reports):
         "The lungs are clear without effusion.",
         "Temperature 38\xb0.",
         "38\xb0",
-        "\ufeffMarks.",
+        "Marks.",
         "Marked.",
     ]
     assert reading.studies["indication"][0] == "___ with co\u2019gh \xb0."

@@ -78,6 +78,9 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
     studies = studies.join(table)
     notes["studies_whose_labels_differ"] = differing
     notes["label_rows_without_study"] = len(table.index.difference(studies.index))
+    if len(table) and notes["label_rows_without_study"] == len(table):
+        path = root / "chexbert_labels" / f"{labels}_fixed.json"
+        raise DataError(f"{path}: its path_to_image are no study of the table; get both of the same release")
     notes["studies_without_labels"] = int(studies[list(LABELS)].isna().all(axis=1).sum())
     notes["studies_without_findings"] = int(studies["findings"].isna().sum())
     studies = sample_studies(studies, sample)
