@@ -26,7 +26,7 @@ SECRET = "zyxsecret"
 PAGE = f"<!DOCTYPE html>\n<html><body>Please log in, {SECRET}</body></html>".encode()
 REMEDY = re.compile(
     r"(download it again|get (it|them|both|both tables|mimic-cxr-reports\.zip)|rename it|unpack it|save it|log in"
-    r"|export it|remove one|is it another|put the|check the file|fetch the file|set selection|Then set|raise the limit)",
+    r"|export it|remove one|is it another|put the|check the file|fetch the file|set selection|Then set)",
     re.IGNORECASE,
 )
 SELECTION = {
@@ -375,7 +375,7 @@ CHEXPERT_LEFT_OUT = {
         edit(
             TABLE,
             lambda content: re.sub(
-                rb"(patient00001/[^\n]*\n[^\n]*),train\n", rb"\1," + SECRET.encode() + b"\n", content
+                rb"(patient00001/[^\n]*(?:\nreally[^\n]*)?),train\n", rb"\1," + SECRET.encode() + b"\n", content
             ),
         ),
     ),
