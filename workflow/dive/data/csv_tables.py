@@ -31,6 +31,9 @@ BLOCK = 1 << 24
 HEADER = 1 << 16
 """Bytes in which the header must end."""
 
+UNEVEN = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+)")
+"""What pyarrow says of a row with more or fewer cells than the header."""
+
 FALLBACK = "cp1252"
 """Decoding of bytes that are not UTF-8: what Windows writes, and where a byte means the same in Latin-1."""
 
@@ -151,13 +154,6 @@ def _parse(
     path: Path, handle: BinaryIO, separator: str, places: Mapping[str, int], width: int, source: str
 ) -> pa.Table:
     """The wanted columns as binary; every row must have as many cells as the header."""
-    odd: list[pa.csv.InvalidRow] = []
-
-    def note(row: pa.csv.InvalidRow) -> str:
-        if len(odd) < 2:
-            odd.append(row)
-        return "skip"
-
     watched = _Watched(handle)
     numbers = [str(place) for place in range(width)]
     kept = {str(place): pa.binary() for place in places.values()}
@@ -165,22 +161,21 @@ def _parse(
         table = pa.csv.read_csv(
             pa.PythonFile(watched, mode="r"),
             pa.csv.ReadOptions(use_threads=False, block_size=BLOCK, column_names=numbers, skip_rows_after_names=1),
-            pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
+            pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             pa.csv.ConvertOptions(column_types=kept, include_columns=list(kept), strings_can_be_null=False),
         )
-    except pa.ArrowInvalid as error:
-        if "straddl" in str(error):
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        # The error itself repeats the row, which may be a report.
+        found = UNEVEN.search(str(error))
+        if found:
             raise DataError(
-                f"{path} has a row of more than {BLOCK >> 20} MiB: a quote is never closed; {source}"
+                f"{path}, row {found[1]} (the header is row 1): {found[2]} cells where the header has {width}: cut "
+                f"off, or a quote or comma is out of place; {source}"
             ) from None
+        if "straddl" in str(error):
+            size = f"{BLOCK >> 20} MiB"
+            raise DataError(f"{path} has a row of more than {size}: a quote is never closed; {source}") from None
         raise DataError(f"{path}: cannot be read as a table; {source}") from None
-    if odd:
-        row = odd[0]
-        where = f"row {row.number} (the header is row 1)" if row.number else "a row"
-        raise DataError(
-            f"{path}, {where}: it has {row.actual_columns} cells and the header {width}: cut off, or a quote or comma "
-            f"is out of place; {source}"
-        )
     if watched.quotes % 2:
         raise DataError(f"{path} has a quote that is never closed; {source}")
     return table.select([str(places[name]) for name in places]).rename_columns(list(places))
