@@ -94,7 +94,7 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
         if study in split_twice:
             excluded.append((study, "tables_disagree", "its images lie in two splits"))
         else:
-            excluded.append((study, "undecodable_report", "a section has characters that were lost (U+FFFD) or bytes without a meaning"))
+            excluded.append((study, "undecodable_report", "a section has lost characters, or bytes without a meaning"))
     return Reading(studies[~bad].reset_index(drop=True), excluded, notes, sizes, Locator(root))
 
 
