@@ -438,6 +438,7 @@ def test_a_wrong_download_is_told_before_any_job(tmp_path, file):
 
 def test_a_copy_that_was_only_begun_is_no_wrong_download(tmp_path):
     root = mimic(tmp_path)
-    for file in (SPLIT, METADATA, CHEXPERT):
-        (root / file).write_bytes(b"")
-    assert check_root("mimic_cxr", root, "mine") == []
+    for content in (b"", gzip.compress(b"")):
+        for file in (SPLIT, METADATA, CHEXPERT):
+            (root / file).write_bytes(content)
+        assert check_root("mimic_cxr", root, "mine") == []

@@ -16,6 +16,7 @@ LOOKED_AT = 512
 """Bytes from the start of a file."""
 
 AGAIN = "download it again"
+EMPTY = f"has zero bytes; {AGAIN}"
 ENCRYPTED = 1
 """Bit of a zip entry's flags."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -31,7 +32,7 @@ def is_web_page(start: bytes) -> bool:
 def text_problem(start: bytes) -> str | None:
     """Say why a file that begins so is not the UTF-8 text that it should be; None when it may be."""
     if not start:
-        return f"has zero bytes; {AGAIN}"
+        return EMPTY
     if is_web_page(start):
         return f"is a web page, perhaps the login page, in place of the file; log in, then {AGAIN}"
     if start.startswith(b"version https://git-lfs"):
@@ -88,7 +89,7 @@ def archive_problem(path: str | Path) -> str | None:
     try:
         with path.open("rb") as handle:
             start = handle.read(LOOKED_AT)
-            if not start or is_web_page(start):
+            if is_web_page(start):
                 return text_problem(start)
             if not zipfile.is_zipfile(handle):
                 return f"is no whole zip archive: an interrupted download? If so, {AGAIN}"

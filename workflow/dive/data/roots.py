@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dive.data.downloads import archive_problem, table_problem
+from dive.data.downloads import EMPTY, archive_problem, table_problem
 
 MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 ACCESS = {
@@ -134,9 +134,8 @@ def unusable(paths: Iterable[Path | None], problem_of: Callable[[Path], str | No
 
     Empty files are enough to plan a run; the first job names the one that it needs.
     """
-    there = [path for path in paths if path is not None and path.exists() and (path.is_dir() or path.stat().st_size)]
-    problems = [(path, problem_of(path)) for path in there]
-    return [f"{path.name}: {problem}" for path, problem in problems if problem]
+    problems = [(path, problem_of(path)) for path in paths if path is not None and path.exists()]
+    return [f"{path.name}: {problem}" for path, problem in problems if problem not in (None, EMPTY)]
 
 
 MISSING: dict[str, Callable[[Path, Path | None, str | None], tuple[list[str], list[str]]]] = {
