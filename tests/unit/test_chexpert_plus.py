@@ -81,12 +81,39 @@ def test_words_that_look_like_nulls_are_text(tmp_path):
     assert studies["findings"].tolist() == ["None"]
 
 
+@pytest.mark.parametrize("cell", ["NaN", "nan", " NaN ", "null", "<NA>", " "])
+def test_cells_that_programs_write_for_nothing_are_no_text(tmp_path, cell):
+    sections = dict.fromkeys(("section_findings", "section_impression", "section_clinical_history"), cell)
+    tree = ChexpertTree(tmp_path).image(1, 1, ap_pa=cell, **sections).image(1, 1, "view2_frontal")
+    (study,) = read(tree.write(), {}).studies.to_dict("records")
+    assert study["findings"] == "The lungs are clear without effusion."
+    assert study["impression"] == "1. Normal chest."
+    assert study["indication"] == "Cough."
+    assert study["views"] == ["FRONTAL", "PA"]
+
+
+def test_cells_in_another_decoding_are_kept_and_counted(tmp_path):
+    tree = ChexpertTree(tmp_path).image(1, 1, section_findings="38\xb0").image(2, 1, section_history="caf\xe9")
+    reading = read(tree.write("latin-1"), {})
+    assert reading.studies["findings"].tolist() == ["38\xb0", "The lungs are clear without effusion."]
+    assert reading.studies["indication"].tolist() == ["Cough.", "caf\xe9"]
+    assert reading.notes["cells_not_utf_8"] == 2
+    assert reading.excluded == []
+
+
+def test_what_is_no_split_is_left_out_without_being_told(tmp_path):
+    tree = ChexpertTree(tmp_path).image(1, 1, split=" Train", path_to_image="patient00001/study1/view1_frontal.jpg")
+    tree.image(2, 1, split="The lungs.", path_to_image="train/patient00002/study1/view1_frontal.jpg")
+    assert read(tree.write(), {}).studies["split"].tolist() == ["train", "other"]
+
+
 def test_views(tmp_path):
     tree = ChexpertTree(tmp_path).image(1, 1, ap_pa="").image(2, 1, ap_pa="ap", frontal_lateral="")
     tree.image(3, 1, "view1_lateral", frontal_lateral="", ap_pa="")
+    tree.image(4, 1, "view1", frontal_lateral="", ap_pa="").image(5, 1, ap_pa="The lungs are clear.")
     reading = read(tree.write(), {})
-    assert reading.studies["views"].tolist() == [["FRONTAL"], ["AP"], ["LATERAL"]]
-    assert reading.notes["images_without_view"] == 1  # of a lateral image ap_pa says nothing
+    assert reading.studies["views"].tolist() == [["FRONTAL"], ["AP"], ["LATERAL"], [""], ["OTHER"]]
+    assert reading.notes["images_without_view"] == 2  # of a lateral image ap_pa says nothing
 
 
 def test_labels_by_study_from_json_lines(tmp_path):
@@ -119,6 +146,27 @@ def test_rows_and_labels_that_repeat_or_differ_are_counted(tmp_path):
     assert reading.studies["Edema"].tolist() == [1.0, 0.0]
 
 
+def test_the_first_image_with_a_label_speaks_for_its_study_whatever_line_it_is_on(tmp_path):
+    tree = ChexpertTree(tmp_path)
+    for view in ("view1_frontal", "view2_frontal", "view10_frontal"):
+        tree.image(1, 1, view)
+    tree.label("train/patient00001/study1/view10_frontal.jpg", Edema=0)
+    tree.label("train/patient00001/study1/view2_frontal.jpg", Edema=1)
+    tree.label("train/patient00001/study1/view1_frontal.jpg")
+    reading = read(tree.write(), {})
+    assert reading.studies["Edema"].tolist() == [1.0]
+    assert reading.notes["studies_whose_labels_differ"] == 1
+
+
+@pytest.mark.parametrize("rename", [str.lower, str.upper, lambda key: f" {key.replace(' ', '_')} "])
+def test_labels_under_names_in_another_case_are_the_same_labels(tmp_path, rename):
+    tree = ChexpertTree(tmp_path).image()
+    tree.label("train/patient00001/study1/view1_frontal.jpg", **{"Pleural Effusion": 1, "No Finding": "0.0"})
+    tree.labels = [{key if "path" in key else rename(key): value for key, value in row.items()} for row in tree.labels]
+    studies = read(tree.write(), {}).studies
+    assert studies[["Pleural Effusion", "No Finding"]].to_numpy().tolist() == [[1.0, 0.0]]
+
+
 def test_labels_as_one_list_and_broken_labels(tmp_path):
     root = ChexpertTree(tmp_path).image().write()
     row = {"path_to_image": "train/patient00001/study1/view1_frontal.jpg", "Edema": 1.0}
@@ -143,16 +191,17 @@ def test_the_label_file_follows_the_section(tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_listed(tmp_path):
-    tree = ChexpertTree(tmp_path).image(1, 1).image(2, 1, section_findings="w\xa0th")
+    tree = ChexpertTree(tmp_path).image(1, 1).image(2, 1, section_findings="w\x81th")
     tree.image(3, 1).image(
         3, 1, "view2_frontal", split="valid", path_to_image="train/patient00003/study1/view2_frontal.jpg"
     )
-    tree.image(4, 1, path_to_image="somewhere/else.jpg")
+    tree.image(4, 1, path_to_image="somewhere/else.jpg").image(5, 1, path_to_image="The lungs are clear.")
     reading = read(tree.write("latin-1"), {})
     assert {uid: rule for uid, rule, _ in reading.excluded} == {
         "patient00002/study1": "undecodable_report",
         "patient00003/study1": "tables_disagree",
         "somewhere/else.jpg": "bad_path",
+        "row 7": "bad_path",
     }
     assert reading.studies["study_uid"].tolist() == ["patient00001/study1"]
 

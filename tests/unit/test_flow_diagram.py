@@ -36,7 +36,7 @@ def test_the_diagram_says_every_number():
         *("Raw", "100 studies", "130 images of 60 patients"),
         *("Left out: 4", "no report file: 4", "Read", "96 studies"),
         *("Left out: 7", "no frontal image: 6", "text too short: 1", "With wanted views and text", "89 studies"),
-        *("Left out: 2", "image file missing, empty or cut off: 2", "Selected", "87 studies"),
+        *("Left out: 2", "image missing, cut off or of no usable size: 2", "Selected", "87 studies"),
         *("Training: 29", "20 patients", "Validation: 29", "20 patients", "Test: 29", "20 patients"),
         *("Drawn:", "queries 10", "demonstrations 9", "not decodable 1"),
         *("Drawn:", "validation 8", "not decodable 0"),

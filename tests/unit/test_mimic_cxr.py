@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import zipfile
 
 import pandas as pd
 import pytest
@@ -123,30 +124,141 @@ def test_tables_that_name_another_patient_or_split(tmp_path):
     assert reading.studies["study_uid"].tolist() == ["s50000003", "s50000004"]
 
 
-def test_an_image_with_two_rows_is_refused(tmp_path):
-    tree = MimicTree(tmp_path).study()
+def test_rows_that_repeat_are_one_and_rows_that_contradict_are_refused_with_the_image(tmp_path):
+    tree = MimicTree(tmp_path / "a").study(views=("PA", "LATERAL"))
     tree.split *= 2
-    with pytest.raises(DataError, match=r"split.*two rows"):
+    tree.metadata.append(tree.metadata[0])
+    reading = read(tree.write(), {})
+    assert reading.studies["views"].tolist() == [["PA", "LATERAL"]]
+    assert reading.notes["repeated_rows"] == 3
+    assert reading.sizes["train"]["images"] == 2
+    tree.metadata.append((*tree.metadata[0][:4], "LATERAL", 1, 1))
+    with pytest.raises(DataError, match=rf"metadata\.csv\.gz: two rows of the image {tree.metadata[0][0]} contradict"):
         read(tree.write(), {})
 
 
-def test_ids_with_prefixes_are_refused_with_the_table_named(tmp_path):
-    tree = MimicTree(tmp_path).study()
-    tree.metadata[0] = (tree.metadata[0][0], "p10000001", "s50000001", "", "PA", 1, 1)
-    with pytest.raises(DataError, match=r"metadata\.csv\.gz.*ids as integers"):
+@pytest.mark.parametrize("of", ["p{}", "P{}", " {} ", "{}.0", "{}.", "0{}"])
+def test_ids_that_programs_rewrote_are_the_same_ids(tmp_path, of):
+    tree = MimicTree(tmp_path).study(views=("PA", "LATERAL"))
+    subject, study = of.format(10000001), of.replace("p", "s").replace("P", "S").format(50000001)
+    tree.metadata = [(row[0], subject, study, *row[3:]) for row in tree.metadata]
+    tree.split = [(row[0], study, subject, *row[3:]) for row in tree.split]
+    tree.labels = [(subject, study)]
+    reading = read(tree.write(), {})
+    assert reading.studies[["study_uid", "patient_uid"]].to_numpy().tolist() == [["s50000001", "p10000001"]]
+    assert reading.studies["Cardiomegaly"].tolist() == [2.0]
+    assert reading.studies["image_paths"][0][0].startswith("files/p10/p10000001/s50000001/")
+
+
+def test_a_label_row_without_an_id_costs_nobody_else_his_labels(tmp_path):
+    tree = MimicTree(tmp_path).study().study(50000002, 10000002)
+    tree.labels = [(subject, f"{study}.0") for subject, study in tree.labels] + [("", "")]
+    reading = read(tree.write(), {})
+    assert reading.studies["Cardiomegaly"].tolist() == [2.0, 2.0]
+    assert reading.notes["label_rows_without_id"] == 1
+    assert reading.notes["studies_without_labels"] == 0
+
+
+def test_label_rows_that_contradict_are_refused_with_the_study(tmp_path):
+    root = MimicTree(tmp_path).study().write()
+    rows = [(50000001, *[1.0] * 14), (50000001, *[1] * 14)]
+    path = root / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    write_csv(path, ("study_id", *LABELS), rows)
+    assert read(root, {}).studies["Edema"].tolist() == [1.0]
+    write_csv(path, ("study_id", *LABELS), [*rows, (50000001, *[0.0] * 14)])
+    with pytest.raises(DataError, match=r"chexpert\.csv\.gz: two rows of the study s50000001 contradict"):
+        read(root, {})
+
+
+def test_metadata_of_other_images_are_refused_and_so_are_metadata_without_views(tmp_path):
+    tree = MimicTree(tmp_path).study(views=("PA", "LATERAL")).study(50000002, 10000002, views=("AP",))
+    whole, blank = list(tree.metadata), [(*row[:4], "NaN", *row[5:]) for row in tree.metadata]
+    tree.metadata = [(f"{row[0]}.dcm", *row[1:]) for row in whole[:2]] + whole[2:]
+    with pytest.raises(DataError, match=r"metadata\.csv\.gz has rows for 1 of the 3 images of the split table"):
         read(tree.write(), {})
+    tree.metadata = blank
+    with pytest.raises(DataError, match=r"metadata\.csv\.gz: its ViewPosition is empty .* selection\.views to all"):
+        read(tree.write(), {})
+    assert read(tree.write(), {"views": "all"}).studies["views"].tolist() == [["", ""], [""]]
 
 
 def test_reports_that_cannot_be_used_are_listed(tmp_path):
     by_hand = int(sorted(SECTIONED_BY_HAND)[0][1:])
-    tree = MimicTree(tmp_path).study(text=False).study(50000002, text="\n FINDINGS: w\xa0th".encode("latin-1"))
-    reading = read(tree.study(by_hand).study(50000004).write(), {})
+    tree = MimicTree(tmp_path).study(text=False).study(50000002, text=b"\n FINDINGS: w\x81th")
+    tree.study(by_hand).study(50000004)
+    tree.study(50000005, text=b"").study(50000006, text=b"<!DOCTYPE html><html>log in</html>")
+    reading = read(tree.study(50000007, text=bytes(2000)).write(), {})
     assert excluded(reading) == {
         "s50000001": "no_report",
         "s50000002": "undecodable_report",
         f"s{by_hand}": "sectioned_by_hand",
+        "s50000005": "unreadable_report",
+        "s50000006": "unreadable_report",
+        "s50000007": "unreadable_report",
     }
     assert reading.studies["study_uid"].tolist() == ["s50000004"]
+
+
+@pytest.mark.parametrize("reports", ["beside", "zip"])
+def test_a_report_in_another_decoding_is_kept_and_counted(tmp_path, reports):
+    tree = MimicTree(tmp_path).study(text=report().replace("cough", "co\x92gh \xb0").encode("latin-1"))
+    tree.study(50000002, text=report("Temperature 38\xb0.").encode("latin-1")).study(50000003, text=report("38\xb0"))
+    tree.study(50000004, text=report("Marks.").encode("utf-16"))
+    tree.study(50000005, text=b"\xef\xbb\xbf" + report("Marked.").encode())
+    reading = read(tree.write(reports), {})
+    assert reading.excluded == []
+    assert reading.studies["findings"].tolist() == [
+        "The lungs are clear without effusion.",
+        "Temperature 38\xb0.",
+        "38\xb0",
+        "Marks.",
+        "Marked.",
+    ]
+    assert reading.studies["indication"][0] == "___ with co\u2019gh \xb0."
+    assert reading.notes["reports_not_utf_8"] == 3
+
+
+def rezip(root, names):
+    """Write the zip anew: entry's name -> content, where True stands for the report."""
+    texts = {True: report("The right one."), False: report("The wrong one.")}
+    with zipfile.ZipFile(root / "mimic-cxr-reports.zip", "w") as archive:
+        for name, content in names:
+            archive.writestr(name, texts.get(content, content))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("files/p10/p10000001/s50000001.txt", True), ("s50000001.txt", False)],
+        [("files/p10/p10000001/s50000001.txt", True), ("notes/drafts/s50000001.txt", False)],
+        [("files/p10/p10000001/s50000001.txt", True), ("files/p11/p11000001/s50000001.txt", False)],
+        [("files/p10/p10000001/s50000001.txt", True), ("a/p10/p10000001/s50000001.txt", False)],
+        [("a/p10/p10000001/s50000001.txt", False), ("files/p10/p10000001/s50000001.txt", True)],
+        [("files/p10/p10000001/s50000001.txt", True), ("__MACOSX/files/p10/p10000001/s50000001.txt", False)],
+        [("mimic/2.0/files/p10/p10000001/s50000001.txt", True), ("old/s50000001.txt", False)],
+        [("files\\p10\\p10000001\\s50000001.txt", True)],
+        [("p10/p10000001/s50000001.txt", True)],
+        [("reports/s50000001.txt", True), ("reports/s50000002.txt", False)],
+        [("files/", ""), ("files/p10/", ""), ("files/p10/p10000001/s50000001.txt", True)],
+    ],
+)
+def test_the_report_in_its_patient_s_folder_is_the_one_that_is_read(tmp_path, names):
+    root = MimicTree(tmp_path).study(text=False).write()
+    rezip(root, names)
+    assert read(root, {}).studies["findings"].tolist() == ["The right one."]
+
+
+def test_the_folder_with_most_reports_has_them_all(tmp_path):
+    root = MimicTree(tmp_path).study(text=False).study(50000002, 10000002, text=False).write()
+    first, second = "p10/p10000001/s50000001.txt", "p10/p10000002/s50000002.txt"
+    rezip(root, [(f"v2/{first}", True), (f"v2/{second}", True), (f"files/{first}", False)])
+    assert read(root, {}).studies["findings"].tolist() == ["The right one."] * 2
+
+
+def test_two_files_of_one_name_without_a_place_are_no_report(tmp_path):
+    root = MimicTree(tmp_path).study(text=False).study(50000002, 10000002, text=False).write()
+    rezip(root, [("a/s50000001.txt", True), ("b/s50000001.txt", False), ("a/s50000002.txt", True)])
+    assert excluded(read(root, {})) == {"s50000001": "unreadable_report"}
 
 
 def test_files_that_no_table_names_are_counted(tmp_path, caplog):
@@ -201,7 +313,7 @@ def test_a_table_that_was_cut_off_is_named(tmp_path, name):
 
 def test_labels_of_other_studies_are_refused(tmp_path):
     tree = MimicTree(tmp_path).study(labels=False)
-    tree.labels.append((10000001, "s50000001"))
+    tree.labels.append((10000001, 59000001))
     with pytest.raises(DataError, match=r"chexpert\.csv\.gz: its study_id"):
         read(tree.write(), {})
 

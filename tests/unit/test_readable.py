@@ -33,6 +33,12 @@ def encoded(kind: str, mode: str = "L", shade: int = 100) -> bytes:
     return buffer.getvalue()
 
 
+def picture(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), 100).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def damaged(kind: str) -> bytes:
     """An image with whole ends and nothing sound between them: no look at the ends finds it."""
     whole = encoded(kind)
@@ -107,6 +113,18 @@ def test_too_many_broken_images_stop_the_run_and_leave_nothing(tmp_path, setting
     with pytest.raises(DataError, match=r"(?s)2 images of a pool of 9 .*max_unreadable = 0\.2 .*a: a0\.jpg"):
         pool.cache(settings, 0.2)
     assert not (tmp_path / "vision").exists()
+
+
+def test_an_image_that_no_processor_takes_costs_its_study_and_no_job(tmp_path, tiny_settings):
+    """Selection finds such images first; a file may be replaced between selection and decoding."""
+    thin = {uid: [picture(*size)] for uid, size in {"a": (300, 1), "d": (1, 300), "f": (3, 90), "g": (1, 1)}.items()}
+    pool = Pool(tmp_path, {**thin, "b": [encoded("JPEG") + b"exported\n"], "c": [encoded("PNG", "I;16", 1000)]})
+    for family in ("gemma3", "qwen2_5_vl"):
+        out = pool.cache(tiny_settings(family, batch={"vision": 4}), 0.5)
+        account = json.loads((out / UNREADABLE).read_text())
+        assert account["studies"] == ["a", "d", "f", "g"]
+        assert account["images"][0]["problem"] == "too small: 300 x 1 pixels, and a side needs at least 8"
+        assert {"b", "c"} < set(VisionFeatures(out))
 
 
 def test_sound_images_leave_an_empty_account(tmp_path, settings):

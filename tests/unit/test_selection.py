@@ -129,9 +129,9 @@ def test_an_unreadable_image_costs_a_study_only_when_no_other_is_left(tmp_path):
 
 
 def test_undecodable_reports_stop_the_run_above_the_limit(tmp_path):
-    root = mimic(tmp_path, {"text": b"\n FINDINGS: \xff"}, {})
+    root = mimic(tmp_path, {"text": b"\n FINDINGS: \x81"}, {})
     assert split(root, tmp_path / "out", max_unreadable=0.5)[1] == {"s50000001": "undecodable_report"}
-    with pytest.raises(DataError, match="1 of 2 reports cannot be read or are not UTF-8"):
+    with pytest.raises(DataError, match="1 of 2 reports cannot be read or decoded"):
         split(root, tmp_path / "out", max_unreadable=0.4)
 
 
@@ -143,6 +143,12 @@ def test_undecodable_reports_stop_the_run_above_the_limit(tmp_path):
         (image_bytes("PNG"), None),
         (image_bytes("PNG", "I;16"), None),
         (image_bytes("JPEG") + b"\0\0\n", None),
+        (image_bytes("JPEG") + b"exported by somebody\n", None),
+        (image_bytes("JPEG") + b"\xff" * 70_000, None),
+        (image_bytes("JPEG") + bytes(300), None),
+        (image_bytes("PNG") + bytes(300), None),
+        (image_bytes("PNG") + b"\xff", None),
+        (image_bytes("PNG") + image_bytes("JPEG")[:-1], None),
         (b"", "zero bytes"),
         (image_bytes("JPEG")[:-1], "truncated JPEG: no end marker"),
         (image_bytes("PNG")[:-13], "truncated PNG: no end marker"),

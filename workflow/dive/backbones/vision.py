@@ -1,14 +1,11 @@
 """Vision features of every image the experiments use, computed once: the tower is the expensive part."""
 
 import math
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -16,6 +13,7 @@ from dive.backbones.files import describe_model
 from dive.backbones.finite import require_finite
 from dive.backbones.loading import ImageFeatures, load_backbone
 from dive.contents import memory_of_workflow
+from dive.data.pixels import open_image
 from dive.data.readable import UNREADABLE
 from dive.data.roots import DataError
 from dive.devices import explained_memory
@@ -26,26 +24,6 @@ from dive.shards import Shards, ShardWriter
 
 BLANK = "__blank__"
 """Key of the control image that shows nothing: mid-gray, of the size of the first image of the pool."""
-
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on a file that is absent, no image, damaged inside, or beyond all size."""
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file as 8-bit RGB; 16-bit gray is scaled, not clipped, as ``Image.convert`` would.
-
-    Raises:
-        OSError: the file is absent, truncated, damaged, too large or no image; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                values = np.asarray(image, dtype=np.float64)
-                image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
-            return image.convert("RGB")
-    except UNDECODABLE as error:
-        raise OSError(f"{path}: cannot be read as an image ({error})") from error
 
 
 class VisionFeatures(Mapping[str, ImageFeatures]):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from dive.config import ConfigError, overlay, resolve
 from dive.data.estimates import Counts, Machine, estimate, missing_shape, shape_of
+from dive.data.images import image_size
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
 from dive.data.selection import Selection, select
 from dive.data.splits import READERS
@@ -160,11 +160,9 @@ def middle_size(paths: list[Path]) -> float | None:
     """Median of the images' sizes in pixels, by their headers."""
     sizes = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.width * image.height)
-        except OSError:
-            continue
+        size = image_size(path)
+        if size is not None:
+            sizes.append(size[0] * size[1])
     return float(sorted(sizes)[len(sizes) // 2]) if sizes else None
 
 

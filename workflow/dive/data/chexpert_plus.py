@@ -1,8 +1,8 @@
 """CheXpert Plus (Chambon et al. 2024): one table with a row an image, PNG images, CheXbert labels as JSON Lines."""
 
 import json
+import math
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dive.data.csv_tables import plain, read_csv, split_names, view_codes
+from dive.data.downloads import table_problem
 from dive.data.roots import DataError, find_chexpert_table, labels_of
 from dive.data.studies import LABELS, Reading, collapse, count_tables, sample_studies
 
+SPLITS = ("train", "valid")
 COLUMNS = (
     "path_to_image",
     "frontal_lateral",
@@ -24,7 +27,16 @@ COLUMNS = (
     "split",
 )
 SECTIONS = ("section_findings", "section_impression", "section_clinical_history", "section_history")
-PATH = r"(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<view>view(?P<number>\d+)[^/]*)\.\w+$"
+PATH = (
+    r"(?P<patient>patient[0-9]{1,18})/(?P<study>study[0-9]{1,18})/"
+    r"(?P<view>view(?P<number>[0-9]{1,18})[^/]{0,40})\.\w{1,5}$"
+)
+NAMES = {plain(label): label for label in LABELS}
+NAN = float("nan")
+LABELS_SET = frozenset(LABELS)
+
+FROM = "get it again from https://aimi.stanford.edu/datasets/chexpert-plus"
+"""What to do about a damaged table."""
 
 
 def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
@@ -66,11 +78,14 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
     studies = studies.join(table)
     notes["studies_whose_labels_differ"] = differing
     notes["label_rows_without_study"] = len(table.index.difference(studies.index))
+    if len(table) and notes["label_rows_without_study"] == len(table):
+        path = root / "chexbert_labels" / f"{labels}_fixed.json"
+        raise DataError(f"{path}: its path_to_image are no study of the table; get both of the same release")
     notes["studies_without_labels"] = int(studies[list(LABELS)].isna().all(axis=1).sum())
     notes["studies_without_findings"] = int(studies["findings"].isna().sum())
     studies = sample_studies(studies, sample)
 
-    # A broken character would teach the model to write it; the table is decoded with U+FFFD in its place.
+    # A broken character would teach the model to write it: U+FFFD stands for bytes without a meaning.
     broken = studies["findings"].str.contains("\ufffd", na=False) | studies["impression"].str.contains(
         "\ufffd", na=False
     )
@@ -79,7 +94,7 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
         if study in split_twice:
             excluded.append((study, "tables_disagree", "its images lie in two splits"))
         else:
-            excluded.append((study, "undecodable_report", "a section is not UTF-8"))
+            excluded.append((study, "undecodable_report", "a section has lost characters, or bytes without a meaning"))
     return Reading(studies[~bad].reset_index(drop=True), excluded, notes, sizes, Locator(root))
 
 
@@ -88,31 +103,35 @@ def read_rows(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dic
     path = find_chexpert_table(root)
     if path is None:
         raise DataError(f"no df_chexpert_plus_240401.csv in {root} (the dataset's root in the config)")
-    try:
-        rows = pd.read_csv(
-            path,
-            usecols=list(COLUMNS),
-            dtype="str",
-            keep_default_na=False,
-            na_values=[""],
-            encoding_errors="replace",
-        )
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected are the columns {', '.join(COLUMNS)}") from error
+    table = read_csv(path, COLUMNS, source=FROM)
+    rows = table.frame
+    if rows.empty:
+        raise DataError(f"{path} has no row; {FROM}")
     parts = rows["path_to_image"].str.extract(PATH)
     bad = parts["study"].isna()
+    if bad.all():
+        raise DataError(
+            f"{path}: no path_to_image is like train/patient42142/study5/view1_frontal.jpg; is it another table?"
+        )
+    # A cell that is no path may be any text, so it is shown only where it looks like one.
+    shown = rows["path_to_image"][bad]
+    shown = shown.where(shown.str.fullmatch(r"[\w./-]{1,100}").fillna(False))
     excluded = [
-        (str(image), "bad_path", "path_to_image names no patient, study and view")
-        for image in rows["path_to_image"][bad]
+        (f"row {index + 2}" if pd.isna(image) else image, "bad_path", "path_to_image names no patient, study and view")
+        for index, image in shown.items()
     ]
     notes = {
         "images": len(rows),
         "patients": int(parts["patient"].nunique()),
         "repeated_rows": int(rows["path_to_image"][~bad].duplicated().sum()),
+        "cells_not_utf_8": sum(table.recoded.values()),
     }
+    rows = rows.assign(split=split_names(table, rows["split"], SPLITS))
     rows, parts = rows[~bad], parts[~bad]
-    lateral = rows["frontal_lateral"].fillna(parts["view"]).str.lower().str.contains("lateral")
-    view = rows["ap_pa"].fillna("FRONTAL").str.strip().str.upper()
+    side = rows["frontal_lateral"].fillna(parts["view"]).str.lower()
+    lateral = side.str.contains("lateral", regex=False)
+    frontal = np.where(side.str.contains("frontal", regex=False), "FRONTAL", "")
+    view = view_codes(rows["ap_pa"]).where(rows["ap_pa"].notna(), frontal)
     notes["images_without_view"] = int((rows["ap_pa"].isna() & ~lateral).sum())
     rows = rows.assign(
         patient_uid=parts["patient"],
@@ -132,44 +151,105 @@ def read_rows(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], dic
 def read_labels(root: Path, section: str) -> tuple[pd.DataFrame, int]:
     """CheXbert's labels of a section, by study_uid, and the number of studies whose images have different ones.
 
-    The first image of a study that has any label speaks for it.
+    The first image of a study that has any label speaks for it, in the order of the view numbers.
 
     The files are JSON Lines whatever their suffix says: an object a line, with path_to_image and the fourteen
-    observations.
+    observations, whose names may differ in case.
+
+    Raises:
+        DataError: the file is missing or is no such file, or a label is no number; file and line are named, and
+            nothing that stands there.
     """
     path = root / "chexbert_labels" / f"{section}_fixed.json"
     if not path.is_file():
         raise DataError(f"{path} is missing: get chexbert_labels of CheXpert Plus, or set selection.labels to null")
-    values: dict[str, list[float]] = {}
+    best: dict[str, tuple[tuple[int, str], list[float]]] = {}
     differing, unlabeled = set(), repr([np.nan] * len(LABELS))
-    for number, record in enumerate(json_lines(path), start=1):
+    named = others = False
+    for number, record in json_lines(path):
         match = re.search(PATH, str(record.get("path_to_image", "")))
         if match is None:
-            raise DataError(f"{path}, line {number}: no path_to_image that names patient, study and view")
+            raise DataError(f"{path}, line {number}: no path_to_image that names patient, study and view; {FROM}")
+        record = by_label(record)
+        if len(record) > 1:
+            others = True
+            named = named or not LABELS_SET.isdisjoint(record)
+        values = map(record.get, LABELS)
+        row = [
+            value if type(value) is float else as_number(value, label, path, number)
+            for value, label in zip(values, LABELS, strict=True)
+        ]
         # NaN is unlike itself, so equal rows are told by how they are written.
-        row = [np.nan if record.get(label) is None else float(record[label]) for label in LABELS]
-        uid = f"{match['patient']}/{match['study']}"
-        if uid not in values or repr(values[uid]) == unlabeled:
-            values[uid] = row
-        elif repr(row) not in (unlabeled, repr(values[uid])):
-            differing.add(uid)
-    return pd.DataFrame.from_dict(values, orient="index", columns=list(LABELS), dtype=float), len(differing)
+        uid, written = f"{match['patient']}/{match['study']}", repr(row)
+        place = (int(match["number"]), match["view"])
+        if uid not in best or repr(best[uid][1]) == unlabeled:
+            best[uid] = (place, row)
+        elif written != unlabeled:
+            if written != repr(best[uid][1]):
+                differing.add(uid)
+            if place < best[uid][0]:
+                best[uid] = (place, row)
+    if others and not named:
+        raise DataError(
+            f"{path}: no line has a label named {LABELS[0]}, {LABELS[1]} or any other of CheXbert's; {FROM}"
+        )
+    values = {uid: row for uid, (_, row) in best.items()}
+    labels = pd.DataFrame.from_dict(values, orient="index", columns=list(LABELS), dtype=float)
+    if np.isinf(labels.to_numpy()).any():
+        raise DataError(f"{path}: a label is infinite; labels are 1, 0, -1 or null; {FROM}")
+    return labels, len(differing)
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON Lines file; a file that is one JSON list is read as well."""
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                if number == 1 and line.lstrip().startswith("["):
-                    yield from json.loads(path.read_text(encoding="utf-8"))
-                    return
-                raise DataError(f"{path}, line {number}: no JSON object ({error})") from error
-            yield from value if isinstance(value, list) else [value]
+def by_label(record: dict[str, Any]) -> dict[str, Any]:
+    """A line's object under the names of LABELS, from names that differ in case, blanks and underscores."""
+    if len(record) == 1 or record.keys() >= LABELS_SET:
+        return record
+    return {NAMES.get(plain(key), key): value for key, value in record.items()}
+
+
+def as_number(value: Any, label: str, path: Path, line: int) -> float:
+    """A label as a float, NaN where there is none.
+
+    Raises:
+        DataError: it is no finite number.
+    """
+    if value is None:
+        return NAN
+    try:
+        if isinstance(value, str):
+            value = value.strip() or NAN
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number) or isinstance(value, bool):
+        raise DataError(f"{path}, line {line}: its {label} is no number; labels are 1, 0, -1 or null; {FROM}")
+    return number
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers of lines, and the objects in them; a file that is one JSON list is read as well.
+
+    Raises:
+        DataError: a line is no object; file and line are named.
+    """
+    problem = table_problem(path) if path.stat().st_size else None
+    if problem:
+        raise DataError(f"{path}: {problem}")
+    try:
+        with path.open(encoding="utf-8-sig") as handle:
+            for number, line in enumerate(handle, start=1):
+                if not line.strip():
+                    continue
+                whole = number == 1 and line.lstrip().startswith("[")
+                value = json.loads(line + handle.read() if whole else line)
+                for record in value if isinstance(value, list) else [value]:
+                    if not isinstance(record, dict):
+                        raise DataError(f"{path}, line {number}: no JSON object; {FROM}")
+                    yield number, record
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8; {FROM}") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise DataError(f"{path}, line {number}: no JSON object, as when the file is cut off; {FROM}") from None
 
 
 class Locator:

@@ -1,27 +1,26 @@
 """MIMIC-CXR-JPG 2.x images and tables with the reports of MIMIC-CXR (Johnson et al. 2019)."""
 
-import os
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dive.data.roots import DataError, find_reports, find_table, labels_of, subfolders
+from dive.data.csv_tables import integers, numbers, read_csv, split_names, view_codes
+from dive.data.mimic_reports import Problem, Reports, count_strays
+from dive.data.roots import DataError, find_reports, find_table, labels_of
 from dive.data.sections import SECTIONED_BY_HAND, last_sections
-from dive.data.studies import LABELS, Reading, collapse, count_tables, sample_studies
-from dive.progress import log, progress
-
-BROKEN = (ValueError, EOFError, OSError, zlib.error)
-"""What pandas raises on a table that is cut off, damaged, or another one."""
+from dive.data.studies import LABELS, SPLITS, Reading, collapse, count_tables, sample_studies
+from dive.progress import progress
 
 # NegBio's older tables and the radiologists' use this name.
-STUDY = re.compile(r"s\d{8,}")
 ALIASES = {"airspace opacity": "Lung Opacity"}
+
+FROM = "get it again from https://physionet.org/content/mimic-cxr-jpg/"
+"""What to do about a damaged table."""
+
+NO_LABELS = pd.DataFrame(columns=list(LABELS), dtype=float)
 
 
 def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
@@ -38,24 +37,32 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
     """
     root = Path(root)
     images, excluded, notes = read_images(root)
+    if notes["images_without_view"] >= len(images) and selection.get("views", "frontal") == "frontal":
+        raise DataError(
+            f"{find_table(root, 'metadata')}: its ViewPosition is empty for every image, so which of them are lateral "
+            f"is unknown; {FROM}, or set selection.views to all"
+        )
     sizes = count_tables(images)
     studies = group_images(images)
     known = {*(f"s{study}" for study in studies.index), *(study for study, _, _ in excluded)}
     labels = labels_of("mimic_cxr", selection)
-    table = read_labels(root, labels) if labels else pd.DataFrame(columns=list(LABELS), dtype=float)
+    table, notes["label_rows_without_id"] = read_labels(root, labels) if labels else (NO_LABELS, 0)
     studies = studies.join(table)
     notes["label_rows_without_study"] = len(table.index.difference(studies.index))
     notes["studies_without_labels"] = int(studies[list(LABELS)].isna().all(axis=1).sum())
     if len(table) and notes["label_rows_without_study"] == len(table):
-        raise DataError(f"{find_table(root, labels.replace('_', '-'))}: its study_id are no study of the split table")
+        raise DataError(
+            f"{find_table(root, labels.replace('_', '-'))}: its study_id are no study of the split table; "
+            "get both of the same release"
+        )
 
     studies = sample_studies(studies, sample)
     studies["study_uid"] = [f"s{study}" for study in studies.index]
     studies["patient_uid"] = [f"p{subject}" for subject in studies["subject_id"]]
-    sources = find_reports(Path(selection["reports"]) if selection.get("reports") else root)
+    reports = Reports(find_reports(Path(selection["reports"]) if selection.get("reports") else root))
     findings, impressions, indications, kept = [], [], [], []
     pairs = list(zip(studies["patient_uid"], studies["study_uid"], strict=True))
-    for (_, study), text in zip(pairs, progress(read_reports(sources, pairs), "reports", len(pairs)), strict=True):
+    for (_, study), text in zip(pairs, progress(reports.read(pairs), "reports", len(pairs)), strict=True):
         sections = {} if isinstance(text, Problem) else last_sections(text)
         if isinstance(text, Problem):
             excluded.append((study, text.rule, text.detail))
@@ -65,7 +72,9 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
         findings.append(collapse(sections.get("findings")))
         impressions.append(collapse(sections.get("impression")))
         indications.append(collapse(sections.get("indication") or sections.get("history")))
-    notes |= count_strays(root / "files", sources, known)
+    notes |= count_strays(root / "files", reports, known)
+    notes["reports_not_utf_8"] = reports.recoded
+    del reports  # a zip's directory takes 100 MB
     studies["findings"], studies["impression"], studies["indication"] = findings, impressions, indications
     studies = studies[np.array(kept, dtype=bool)].reset_index(drop=True)
     return Reading(studies.drop(columns="subject_id"), excluded, notes, sizes, Locator(root))
@@ -76,16 +85,17 @@ def read_images(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], d
 
     The frame has dicom_id, study_id, subject_id, split, view, sorted by study and dicom_id.
     """
-    split = read_table(root, "split", {"dicom_id": "str", "study_id": "int64", "subject_id": "int64", "split": "str"})
-    metadata = read_table(
-        root, "metadata", {"dicom_id": "str", "study_id": "int64", "subject_id": "int64", "ViewPosition": "str"}
-    )
-    for name, table in (("split", split), ("metadata", metadata)):
-        if table["dicom_id"].duplicated().any():
-            raise DataError(f"{find_table(root, name)}: an image (dicom_id) has two rows")
+    split, notes = read_table(root, "split", "split")
+    metadata, more = read_table(root, "metadata", "ViewPosition")
+    notes = {name: number + more[name] for name, number in notes.items()}
     both = split.merge(metadata, on="dicom_id", how="outer", suffixes=("", "_metadata"), indicator="seen")
     only_metadata = (both["seen"] == "right_only").to_numpy()
     in_both = (both["seen"] == "both").to_numpy()
+    if 2 * in_both.sum() < len(split):
+        raise DataError(
+            f"{find_table(root, 'metadata')} has rows for {in_both.sum()} of the {len(split)} images of the split "
+            "table, so which of them are lateral is unknown; get both tables of the same release"
+        )
     for column in ("study_id", "subject_id"):
         both[column] = both[column].where(~only_metadata, both[f"{column}_metadata"]).astype("int64")
     clash = np.zeros(len(both), dtype=bool)
@@ -103,7 +113,7 @@ def read_images(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], d
         for study in sorted(clashing)
     ]
     excluded += [(f"s{study}", "no_split", "in the metadata, not in the split table") for study in sorted(splitless)]
-    notes = {
+    notes |= {
         "images": len(both),
         "patients": int(both["subject_id"].nunique()),
         "images_without_metadata": int((both["seen"] == "left_only").sum()),
@@ -112,8 +122,37 @@ def read_images(root: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]], d
     }
     sound = ~both["study_id"].isin(clashing) & ~only_metadata
     images = both.loc[sound, ["dicom_id", "study_id", "subject_id", "split"]]
-    images = images.assign(view=both.loc[sound, "ViewPosition"].fillna("").str.strip().str.upper())
+    images = images.assign(view=view_codes(both.loc[sound, "ViewPosition"]))
     return images.sort_values(["study_id", "dicom_id"], ignore_index=True), excluded, notes
+
+
+def read_table(root: Path, name: str, column: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows of split or metadata: dicom_id, study_id, subject_id as integers, and ``column``; dates never parsed.
+
+    Rows without anything, and rows that repeat another one, are dropped and counted.
+
+    Raises:
+        DataError: an id is missing or no number, or two rows contradict each other; file and image are named.
+    """
+    path = require_table(root, name)
+    table = read_csv(path, ["dicom_id", "study_id", "subject_id", column], source=FROM)
+    rows = table.frame.assign(study_id=integers(table, "study_id", "s"), subject_id=integers(table, "subject_id", "p"))
+    lacking = rows["dicom_id"].isna().astype(int) + (rows["study_id"] < 0) + (rows["subject_id"] < 0)
+    partly = (lacking > 0) & (lacking < 3)
+    if partly.any():
+        raise DataError(f"{path}, {table.row(partly)}: it lacks an id, of the image, the study or the patient; {FROM}")
+    whole = rows[lacking == 0]
+    if whole.empty:
+        raise DataError(f"{path} has no row that names an image; {FROM}")
+    kept = whole.drop_duplicates()
+    repeated = kept["dicom_id"].duplicated()
+    if repeated.any():
+        image = kept["dicom_id"][repeated].iloc[0]
+        image = image if re.fullmatch(r"[0-9A-Za-z.-]{1,80}", image) else "of a strange name"
+        raise DataError(f"{path}: two rows of the image {image} contradict each other; {FROM}")
+    if column == "split":
+        kept = kept.assign(split=split_names(table, kept["split"], SPLITS))
+    return kept, {"blank_rows": int((lacking == 3).sum()), "repeated_rows": len(whole) - len(kept)}
 
 
 def group_images(images: pd.DataFrame) -> pd.DataFrame:
@@ -128,20 +167,24 @@ def group_images(images: pd.DataFrame) -> pd.DataFrame:
     return studies
 
 
-def read_labels(root: Path, name: str) -> pd.DataFrame:
-    """Labels by **name**, since three orders of the columns circulate; indexed by study_id, columns as in LABELS."""
+def read_labels(root: Path, name: str) -> tuple[pd.DataFrame, int]:
+    """Labels by **name**, since three orders of the columns circulate, and the number of rows without a study.
+
+    The frame is indexed by study_id, its columns are LABELS.
+
+    Raises:
+        DataError: a label is no number, or two rows of a study contradict each other.
+    """
     path = require_table(root, name.replace("_", "-"))
-    try:
-        table = pd.read_csv(path)
-    except BROKEN as error:
-        raise DataError(f"{path}: cannot be read ({error}); get it again") from error
-    columns = {column: ALIASES.get(column.strip().lower(), column.strip()) for column in table.columns}
-    table = table.rename(columns=columns)
-    lacking = [label for label in ("study_id", *LABELS) if label not in table.columns]
-    if lacking:
-        raise DataError(f"{path} has no column {', '.join(lacking)}; it has {', '.join(table.columns)}")
-    table = table.drop_duplicates("study_id").set_index("study_id")
-    return table[list(LABELS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    table = read_csv(path, ["study_id", *LABELS], ALIASES, FROM)
+    rows = pd.DataFrame({label: numbers(table, label) for label in LABELS})
+    rows.insert(0, "study_id", integers(table, "study_id", "s"))
+    named = rows[rows["study_id"] >= 0].drop_duplicates()
+    repeated = named["study_id"].duplicated()
+    if repeated.any():
+        study = named["study_id"][repeated].iloc[0]
+        raise DataError(f"{path}: two rows of the study s{study} contradict each other; {FROM}")
+    return named.set_index("study_id"), int((rows["study_id"] < 0).sum())
 
 
 def require_table(root: Path, name: str) -> Path:
@@ -150,123 +193,6 @@ def require_table(root: Path, name: str) -> Path:
     if path is None:
         raise DataError(f"no mimic-cxr-2.*-{name}.csv.gz in {root} (the dataset's root in the config)")
     return path
-
-
-def read_table(root: Path, name: str, columns: dict[str, str]) -> pd.DataFrame:
-    """Read the named columns of a table; dates and the rest are never parsed."""
-    path = require_table(root, name)
-    try:
-        return pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False, na_values=[""])
-    except BROKEN as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); expected are the columns {', '.join(columns)}, ids as integers"
-        ) from error
-
-
-class Problem:
-    """Why a study has no text: the rule that leaves it out, and the detail for the list."""
-
-    def __init__(self, rule: str, detail: str) -> None:
-        self.rule = rule
-        self.detail = detail
-
-
-def read_reports(sources: list[Path], pairs: list[tuple[str, str]]) -> Iterator[str | Problem]:
-    """Yield the report of every (patient_uid, study_uid), or why there is none, from the first source that
-    has it.
-
-    Text is UTF-8 with newlines translated, as the official code opens it; bytes that are not UTF-8, and files or
-    entries of a zip that cannot be read, are a problem of that study, never guessed.
-    """
-    archives = [ZipReports(source) for source in sources if source.suffix == ".zip"]
-    folders = [os.fspath(source) for source in sources if source.suffix != ".zip"]
-    names = ", ".join(source.name for source in sources) or "no folder or zip of reports"
-    log.info("reports come from %s", names)
-    for patient, study in pairs:
-        content: bytes | Problem | None = None
-        for folder in folders:
-            try:
-                with open(f"{folder}/{patient[:3]}/{patient}/{study}.txt", "rb") as handle:
-                    content = handle.read()
-                break
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                content = Problem("unreadable_report", f"cannot be opened ({error.strerror})")
-        if content is None:
-            for archive in archives:
-                content = archive.read(study)
-                if content is not None:
-                    break
-        if isinstance(content, Problem):
-            yield content
-            continue
-        if content is None:
-            yield Problem("no_report", f"{patient[:3]}/{patient}/{study}.txt is in none of: {names}")
-            continue
-        try:
-            yield content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError as error:
-            yield Problem("undecodable_report", f"not UTF-8 at byte {error.start}")
-
-
-class ZipReports:
-    """The reports in ``mimic-cxr-reports.zip``, read in place; entries are found by the study's name at any depth."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: no readable zip archive ({error}); download it again") from error
-        self._entries = {
-            entry.filename.rsplit("/", 1)[-1].removesuffix(".txt"): entry
-            for entry in self._archive.infolist()
-            if entry.filename.endswith(".txt")
-        }
-
-    def read(self, study: str) -> bytes | Problem | None:
-        """Bytes of a study's report; None when the archive has none, a problem when its bytes are damaged."""
-        entry = self._entries.get(study)
-        try:
-            return None if entry is None else self._archive.read(entry)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            return Problem("unreadable_report", f"damaged in the zip ({error})")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-
-def count_strays(files: Path, sources: list[Path], known: set[str]) -> dict[str, int]:
-    """Reports on disk (``reports``), and what of them and of the study folders no table names (``stray_...``).
-
-    One listing of every patient's folder, and none of the studies' own: seconds at full size.
-
-    Args:
-        files: the folder of the images.
-        sources: of `find_reports`.
-        known: study_uids of the tables, excluded ones too.
-    """
-    named, reports, folders = set(), set(), set()
-    for place in dict.fromkeys([files, *(source for source in sources if source.suffix != ".zip")]):
-        for group in subfolders(place):
-            if not re.fullmatch(r"p\d\d", group.name):
-                continue
-            for patient in subfolders(group):
-                with os.scandir(patient) as entries:
-                    for entry in entries:
-                        name, ending = os.path.splitext(entry.name)
-                        if ending == ".txt" and place in sources and STUDY.fullmatch(name):
-                            (named if name in known else reports).add(name)
-                        elif not ending and place == files and name not in known and STUDY.fullmatch(name):
-                            folders.add(name)
-    for source in sources:
-        if source.suffix == ".zip":
-            for name in filter(STUDY.fullmatch, ZipReports(source)):
-                (named if name in known else reports).add(name)
-    for what, names in (("reports", reports), ("study folders", folders)):
-        if names:
-            log.warning("%d %s are named by no table, %s the first: not used", len(names), what, min(names))
-    return {"reports": len(named), "stray_reports": len(reports), "stray_study_folders": len(folders)}
 
 
 class Locator:

@@ -6,9 +6,10 @@ The standard library only, so that asking costs nothing.
 import itertools
 import os
 import re
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from dive.data.downloads import EMPTY, archive_problem, table_problem
 
 MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 ACCESS = {
@@ -80,8 +81,11 @@ def has_report(folder: Path) -> bool:
     for group in subfolders(folder):
         if re.fullmatch(r"p\d\d", group.name):
             # Never the whole group, which has thousands of patients on what may be a slow disk.
-            with os.scandir(group) as entries:
-                patients = [Path(entry.path) for entry in itertools.islice(entries, 20)]
+            try:
+                with os.scandir(group) as entries:
+                    patients = [Path(entry.path) for entry in itertools.islice(entries, 20)]
+            except OSError:
+                continue
             if any(next(patient.glob("s*.txt"), None) for patient in patients):
                 return True
     return False
@@ -93,8 +97,8 @@ def find_chexpert_table(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def missing_mimic_cxr(root: Path, reports: Path | None, labels: str | None) -> list[str]:
-    """What is missing of MIMIC-CXR under ``root``, one line a thing."""
+def missing_mimic_cxr(root: Path, reports: Path | None, labels: str | None) -> tuple[list[str], list[str]]:
+    """What is missing of MIMIC-CXR under ``root``, and what is there but cannot be used; one line a thing."""
     wanted = ["metadata", "split", *([labels.replace("_", "-")] if labels else [])]
     missing = [
         f"mimic-cxr-2.0.0-{name}.csv.gz" if name in MIMIC_TABLES else f"mimic-cxr-2.1.0-{name}.csv"
@@ -109,23 +113,32 @@ def missing_mimic_cxr(root: Path, reports: Path | None, labels: str | None) -> l
             f"the reports{where}: mimic-cxr-reports.zip, or unpacked as mimic-cxr-reports/files/p10/p10000032/"
             "s50414267.txt, or beside the study folders as files/p10/p10000032/s50414267.txt"
         )
-    for archive in find_reports(reports or root):
-        if archive.suffix == ".zip" and not zipfile.is_zipfile(archive):
-            missing.append(f"a whole {archive.name} (this one is no zip archive: an interrupted download?)")
-    return missing
+    archives = [source for source in find_reports(reports or root) if source.suffix == ".zip"]
+    tables = [find_table(root, name) for name in wanted]
+    return missing, [*unusable(tables, table_problem), *unusable(archives, archive_problem)]
 
 
-def missing_chexpert_plus(root: Path, reports: Path | None, labels: str | None) -> list[str]:
-    """What is missing of CheXpert Plus under ``root``, one line a thing; its reports are in the table."""
-    missing = [] if find_chexpert_table(root) else ["df_chexpert_plus_240401.csv"]
-    if labels and not (root / "chexbert_labels" / f"{labels}_fixed.json").is_file():
+def missing_chexpert_plus(root: Path, reports: Path | None, labels: str | None) -> tuple[list[str], list[str]]:
+    """What is missing of CheXpert Plus under ``root``, and what is there but cannot be used; one line a thing."""
+    table, labeled = find_chexpert_table(root), root / "chexbert_labels" / f"{labels}_fixed.json"
+    missing = [] if table else ["df_chexpert_plus_240401.csv"]
+    if labels and not labeled.is_file():
         missing.append(f"chexbert_labels/{labels}_fixed.json (or set selection.labels to null)")
     if not any(next(root.glob(pattern), None) for pattern in ("PNG", "train", "valid", "patient*")):
         missing.append("the images: PNG/train/patient42142/study5/view1_frontal.png (or PNG/PNG/..., or train/...)")
-    return missing
+    return missing, unusable([table, labeled if labels else None], table_problem)
 
 
-MISSING: dict[str, Callable[[Path, Path | None, str | None], list[str]]] = {
+def unusable(paths: Iterable[Path | None], problem_of: Callable[[Path], str | None]) -> list[str]:
+    """A line for each file that is there but cannot be what it should be, with what to do.
+
+    Empty files are enough to plan a run; the first job names the one that it needs.
+    """
+    problems = [(path, problem_of(path)) for path in paths if path is not None and path.exists()]
+    return [f"{path.name}: {problem}" for path, problem in problems if problem not in (None, EMPTY)]
+
+
+MISSING: dict[str, Callable[[Path, Path | None, str | None], tuple[list[str], list[str]]]] = {
     "mimic_cxr": missing_mimic_cxr,
     "chexpert_plus": missing_chexpert_plus,
 }
@@ -159,18 +172,19 @@ def check_root(reader: str, root: str | Path, dataset: str, selection: dict | No
     selection = selection or {}
     root = Path(root)
     reports = selection.get("reports")
+    place = Path(reports) if reports and root.is_dir() else None
+    missing, unusable = MISSING[reader](root, place, labels_of(reader, selection))
     if not root.is_dir():
-        missing = [f"the folder itself: {root} does not exist"]
-        missing += MISSING[reader](root, None, labels_of(reader, selection))
-    else:
-        missing = MISSING[reader](root, Path(reports) if reports else None, labels_of(reader, selection))
-    if not missing:
+        missing = [f"the folder itself: {root} does not exist", *missing]
+    parts = []
+    if missing:
+        parts.append(f"no {reader} data at {root}. Missing there:\n" + "".join(f"    - {line}\n" for line in missing))
+    if unusable:
+        parts.append(f"files at {root} that cannot be used:\n" + "".join(f"    - {line}\n" for line in unusable))
+    if not parts:
         return []
-    listed = "\n".join(f"    - {line}" for line in missing)
-    return [
-        f"datasets.{dataset}: no {reader} data at {root}. Missing there:\n{listed}\n"
-        f"  {ACCESS[reader]}.\n  Then set datasets.{dataset}.root to the folder that holds them."
-    ]
+    then = f"\n  Then set datasets.{dataset}.root to the folder that holds them." if missing else ""
+    return [f"datasets.{dataset}: {'  And '.join(parts)}  {ACCESS[reader]}.{then}"]
 
 
 def require_root(reader: str, root: str | Path, dataset: str, selection: dict | None = None) -> None:

@@ -47,7 +47,8 @@ class Selection:
         convention: what the splits are; see CONVENTIONS.
         fractions: shares of patients for validate and test, where the convention draws them.
         split_seed: seed of that draw.
-        max_unreadable: share of unreadable images, or undecodable reports, above which the run stops.
+        max_unreadable: share of unusable images, or of reports that cannot be read or decoded, above which the run
+            stops.
         labels: the label table, see `dive.data.roots.labels_of`; None for none.
         reports: where MIMIC-CXR's reports lie when not under the root.
     """
@@ -130,7 +131,7 @@ def select(
         "images": reading.notes["images"],
     }
     bad = [item for item in reading.excluded if item[1] in ("undecodable_report", "unreadable_report")]
-    stop_above(selection.max_unreadable, len(bad), raw["studies"], "reports cannot be read or are not UTF-8", bad)
+    stop_above(selection.max_unreadable, len(bad), raw["studies"], "reports cannot be read or decoded", bad)
     flow = Flow(reading)
     notes = {name: n for name, n in reading.notes.items() if name not in raw}
     assign_splits(flow, reader, selection)
@@ -178,7 +179,7 @@ def assign_splits(flow: Flow, reader: str, selection: Selection) -> None:
         raise DataError(f"selection.convention {selection.convention!r} is not for {reader}; choose {offered}")
     known = {"mimic_cxr": ("train", "validate", "test"), "chexpert_plus": ("train", "valid")}[reader]
     strange = ~flow.studies["split"].isin(known).to_numpy()
-    flow.exclude(strange, "unknown_split", lambda row: f"split {row['split']!r} is none of {', '.join(known)}")
+    flow.exclude(strange, "unknown_split", f"its split is none of {', '.join(known)}")
     own = flow.studies["split"]
     draw = uniforms(selection.split_seed, "split", flow.studies["patient_uid"])
     if selection.convention == "own_split":
@@ -265,7 +266,10 @@ def one_row_an_image(studies: pd.DataFrame) -> pd.DataFrame:
 
 def examine(path: str, locate: Callable[[str], tuple[str | None, list[str]]], root: Path) -> tuple[str, str | None]:
     """Path on disk of an image of the table, and what is wrong with it (None: nothing)."""
-    found, tried = locate(path)
+    try:
+        found, tried = locate(path)
+    except (OSError, ValueError) as error:  # a name that the file system refuses
+        return path, f"cannot be opened ({getattr(error, 'strerror', None) or error})"
     if found is None:
         return path, f"missing; tried {', '.join(tried)}"
     return found, image_problem(root / found)

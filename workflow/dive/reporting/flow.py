@@ -39,7 +39,7 @@ RULES = {
     "bad_path": "path names no study",
     "no_report": "no report file",
     "unreadable_report": "report cannot be read",
-    "undecodable_report": "report is not UTF-8",
+    "undecodable_report": "report cannot be decoded",
     "sectioned_by_hand": "sectioned by hand in the official code",
     "unknown_split": "unknown split",
     "no_frontal_image": "no frontal image",
@@ -50,7 +50,7 @@ RULES = {
     "deidentified": "text has ___",
     "too_short": "text too short",
     "too_long": "text too long",
-    "unreadable_image": "image file missing, empty or cut off",
+    "unreadable_image": "image missing, cut off or of no usable size",
     "duplicate_text": "same text in an evaluation split",
 }
 """What the side boxes say for a rule."""

@@ -397,7 +397,7 @@ def mimic_report(study: Study) -> bytes:
         lines += [" ADDENDUM:  Nothing to add.", " "]
     content = "\n".join(lines).encode("utf-8") + b"\n"
     if dirt == "undecodable":
-        content = content.replace(b" with ", b" w\xef\xa0th ", 1)
+        content = content.replace(b" with ", b" w\x81th ", 1)
     return content.replace(b"\n", b"\r\n") if dirt == "crlf" else content
 
 
@@ -446,8 +446,8 @@ class ChexpertWriter:
                         lines.append(json.dumps({"path_to_image": f"{place}.jpg", **values}))
         table = self.root / "df_chexpert_plus_240401.csv"
         write_csv(table, CHEXPERT_COLUMNS, ([row[name] for name in CHEXPERT_COLUMNS] for row in rows))
-        # A character that was lost on the way into the table: a byte that is not UTF-8.
-        table.write_bytes(table.read_bytes().replace("\ue000".encode(), b"\xa0"))
+        # A character that was lost on the way into the table: a byte that neither UTF-8 nor Windows-1252 has.
+        table.write_bytes(table.read_bytes().replace("\ue000".encode(), b"\x81"))
         folder = self.root / "chexbert_labels"
         folder.mkdir()
         for section, lines in labels.items():
