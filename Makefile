@@ -40,7 +40,7 @@ help:
 	@echo "make reference   the packages that tests compare scores with, and spaCy, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
-	@echo "make backbones   train the tiny backbones that come with the project anew, after a change of their recipe or code (minutes)"
+	@echo "make backbones   renew the tiny backbones that come with the project, after a change of their recipe or code (minutes)"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
 	@echo "make readme      put rule graph, table, claims and costs of the last run into README.md and docs/results.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"

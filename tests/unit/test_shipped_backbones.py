@@ -1,6 +1,7 @@
 """The trained backbones that come with the project: their bytes, and that they are what the present code trains."""
 
 import ast
+import shutil
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dive.backbones import shipped, tiny
+from dive.backbones import ship, shipped, tiny
 from dive.backbones.shipped import DECISIVE, SHIPPED, provide_backbone, sequences_hash, ship_backbone, shipped_hash
 from dive.config import resolve
 from dive.files import WeightsError, read_json, sha256
@@ -89,8 +90,7 @@ def elsewhere(trained, tmp_path, monkeypatch):
 def test_a_backbone_is_trained_once_and_copied_from_then_on(elsewhere, monkeypatch):
     folder, recipe = elsewhere
     assert shipped_hash(*recipe) is None
-    assert ship_backbone(folder / "trained", "small", *recipe)
-    assert not ship_backbone(folder / "trained", "small", *recipe)
+    ship_backbone(folder / "trained", "small", *recipe)
     monkeypatch.setattr(tiny, "build_backbone", None)
     provide_backbone(str(folder / "copied"), *recipe, shipped=shipped_hash(*recipe))
     assert files_of(folder / "copied") == files_of(folder / "trained")
@@ -124,6 +124,24 @@ def test_a_damaged_file_is_named_with_the_remedy_and_nothing_is_left(elsewhere, 
         provide_backbone(str(folder / "copied"), *recipe, shipped=shipped_hash(*recipe))
     assert not (folder / "copied").exists()
     assert not list(folder.glob(".*tmp"))
+
+
+def test_a_short_training_tells_rearranged_code_from_code_that_trains_something_else(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "SHORT", {"steps": 2})
+    _, recipe = trained
+    package = tmp_path / "workflow"
+    shutil.copytree(ROOT / "workflow/dive", package / "dive", ignore=shutil.ignore_patterns("resources"))
+
+    def replaced(old, new):
+        file = package / "dive/backbones/tiny.py"
+        text = file.read_text(encoding="utf-8")
+        assert old in text
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        return ship.train_short(package, *recipe)
+
+    before = ship.train_short(ROOT / "workflow", *recipe)
+    assert replaced("_as_stored", "as_on_disk") == before
+    assert replaced("weight_decay=0.01", "weight_decay=0.02") != before
 
 
 def test_a_checkout_with_other_line_ends_leaves_the_files_as_they_are():

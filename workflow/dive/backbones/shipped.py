@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dive.files import WeightsError, atomic_path, read_json, sha256
+from dive.files import WeightsError, atomic_path, read_json, sha256, write_json
 from dive.progress import log
 from dive.provenance import code_alone
 
@@ -106,31 +106,29 @@ def copy_backbone(folder: Path, out: str | Path) -> None:
 
 def ship_backbone(
     trained: str | Path, name: str, tiny: dict[str, Any], world: dict[str, Any], instruction: str
-) -> bool:
+) -> None:
     """Put a trained folder among the shipped ones, with its fingerprint.
 
     Args:
         trained: a folder of `dive.backbones.tiny.build_backbone`, trained by the present code.
         name: of the backbone in the configuration.
         tiny, world, instruction: what it was trained from.
-
-    Returns:
-        Whether the files differ from those that were shipped before.
     """
-    files = {path.name: sha256(path) for path in sorted(Path(trained).iterdir())}
-    folder = SHIPPED / name
-    before = read_json(folder / FINGERPRINT)["files"] if (folder / FINGERPRINT).is_file() else None
+    with atomic_path(SHIPPED / name) as temporary:
+        shutil.copytree(trained, temporary, copy_function=shutil.copyfile)
+        write_fingerprint(temporary, tiny, world, instruction)
+
+
+def write_fingerprint(folder: Path, tiny: dict[str, Any], world: dict[str, Any], instruction: str) -> None:
+    """Write the fingerprint of a folder that the present code has trained, or would train, by this recipe."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != FINGERPRINT}
     fingerprint = {
         "recipe": {"tiny": tiny, "world": world, "instruction": instruction},
         "code": code_alone(*DECISIVE),
-        "sequences": sequences_hash(str(trained), tiny, world, instruction),
+        "sequences": sequences_hash(str(folder), tiny, world, instruction),
         "files": files,
     }
-    with atomic_path(folder) as temporary:
-        shutil.copytree(trained, temporary, copy_function=shutil.copyfile)
-        text = json.dumps(fingerprint, indent=1) + "\n"
-        (temporary / FINGERPRINT).write_text(text, encoding="utf-8")
-    return files != before
+    write_json(folder / FINGERPRINT, fingerprint)
 
 
 def sequences_hash(folder: str, tiny: dict[str, Any], world: dict[str, Any], instruction: str) -> str:
