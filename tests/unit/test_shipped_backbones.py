@@ -127,21 +127,20 @@ def test_a_damaged_file_is_named_with_the_remedy_and_nothing_is_left(elsewhere, 
 
 
 def test_a_short_training_tells_rearranged_code_from_code_that_trains_something_else(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(ship, "SHORT", {"steps": 2})
-    _, recipe = trained
-    package = tmp_path / "workflow"
-    shutil.copytree(ROOT / "workflow/dive", package / "dive", ignore=shutil.ignore_patterns("resources"))
+    folder, recipe = trained
+    monkeypatch.setattr(ship, "SHORT", {})  # its training is short as it is
+    shutil.copytree(ROOT / "workflow/dive", tmp_path / "dive", ignore=shutil.ignore_patterns("resources"))
 
-    def replaced(old, new):
-        file = package / "dive/backbones/tiny.py"
+    def trained_with(old, new):
+        file = tmp_path / "dive/backbones/tiny.py"
         text = file.read_text(encoding="utf-8")
         assert old in text
         file.write_text(text.replace(old, new), encoding="utf-8")
-        return ship.train_short(package, *recipe)
+        return ship.train_short(tmp_path, *recipe)
 
-    before = ship.train_short(ROOT / "workflow", *recipe)
-    assert replaced("_as_stored", "as_on_disk") == before
-    assert replaced("weight_decay=0.01", "weight_decay=0.02") != before
+    present = sha256(folder / "model.safetensors")
+    assert trained_with("_as_stored", "as_on_disk") == present
+    assert trained_with("weight_decay=0.01", "weight_decay=0.02") != present
 
 
 def test_a_checkout_with_other_line_ends_leaves_the_files_as_they_are():
