@@ -31,8 +31,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 """The folder from which the present code is imported."""
 
 
-def train_short(package: Path, tiny: dict[str, Any], world: dict[str, Any], instruction: str) -> str:
-    """Hash of the weights that the code in a folder trains in a few steps, by a process of its own.
+def train_short(package: Path, tiny: dict[str, Any], world: dict[str, Any], instruction: str) -> dict[str, str]:
+    """SHA-256 of every file that the code in a folder leaves after a few steps, run by a process of its own.
 
     Args:
         package: folder that holds the package ``dive``.
@@ -43,7 +43,7 @@ def train_short(package: Path, tiny: dict[str, Any], world: dict[str, Any], inst
         arguments = json.dumps([f"{place}/short", {**tiny, **SHORT}, world, instruction])
         environment = {**os.environ, "PYTHONPATH": str(package)}
         subprocess.run([sys.executable, "-c", call, arguments], env=environment, check=True)
-        return sha256(f"{place}/short/model.safetensors")
+        return {path.name: sha256(path) for path in Path(place, "short").iterdir()}
 
 
 def still_trained(folder: Path, recipe: tuple[dict[str, Any], dict[str, Any], str]) -> bool:
