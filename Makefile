@@ -24,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format schema readme lock clean
+.PHONY: help install reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format backbones schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make reference   the packages that tests compare scores with, and spaCy, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
+	@echo "make backbones   renew the tiny backbones that come with the project, after a change of their recipe or code (minutes)"
 	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
 	@echo "make readme      put rule graph, table, claims and costs of the last run into README.md and docs/results.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
@@ -124,6 +125,9 @@ test-transformers5: $(VENV5)/.installed
 	OMP_NUM_THREADS=1 $(VENV5)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile tests/unit \
 	  --ignore tests/unit/test_chexbert.py --ignore tests/unit/test_radgraph.py --ignore tests/unit/test_radgraph_annotator.py \
 	  --deselect tests/unit/test_scores_command.py::test_models_are_used_where_their_weights_are_given
+
+backbones: install
+	OMP_NUM_THREADS=1 python -m dive.backbones.ship
 
 schema: install
 	python -m dive.config > workflow/schemas/config.schema.json

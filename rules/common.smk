@@ -7,6 +7,7 @@ from itertools import product
 
 from dive import warm
 from dive.annotation.scispacy import needed_files, pipeline_files
+from dive.backbones.shipped import shipped_hash
 from dive.config import ConfigError, annotators_used, resolve
 from dive.data.roots import check_root
 from dive.environment import set_environment
@@ -97,6 +98,12 @@ def built_backbone(wildcards):
     return [f"models/{wildcards.backbone}"] if wildcards.backbone in TINY else []
 
 
+def shipped_backbone(wildcards):
+    """Hash of the trained tiny backbone that comes with the project; None where this recipe has to be trained."""
+    backbone = config["backbones"][wildcards.backbone]
+    return shipped_hash(backbone["tiny"], config["world"], backbone["instruction"])
+
+
 def demonstrations_file(dataset, seed):
     """The demonstrations that a seed draws for every study of a dataset's pool."""
     return f"results/demonstrations/{dataset}/k{config['shots']}/seed{seed}.json"
@@ -136,6 +143,15 @@ def code_of_method(script):
 
     def version(wildcards):
         return code_version(script, *module_of(config["methods"][wildcards.method]))
+
+    return version
+
+
+def code_of_backbone(script):
+    """A function for the code version of a script that trains a tiny backbone; None where it only copies one."""
+
+    def version(wildcards):
+        return None if shipped_backbone(wildcards) else code_version(script)
 
     return version
 

@@ -1,13 +1,14 @@
-"""Train a tiny backbone of a real transformers class on the synthetic world."""
+"""Copy the trained tiny backbone that comes with the project, or train one of another recipe on the synthetic world."""
 
 from dive.progress import logged
 
 with logged(snakemake.log[0]):
-    from dive.backbones.tiny import build_backbone
+    from dive.backbones.shipped import provide_backbone
 
-    build_backbone(
+    provide_backbone(
         out=snakemake.output[0],
         tiny=snakemake.params.tiny,
         world=snakemake.params.world,
         instruction=snakemake.params.instruction,
+        shipped=snakemake.params.shipped,
     )

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Megabytes that no test changes in a copy: a link leads to them.
+LINKED = "workflow/dive/resources/backbones"
 PARTS = ("Snakefile", "config.yaml", "config", "profiles", "rules", "scripts", "workflow", "dvc.yaml", ".dvcignore")
 
 
@@ -21,11 +23,17 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
+        others = shutil.ignore_patterns("__pycache__", "*.egg-info")
+
+        def ignored(place: str, names: list[str]) -> set[str]:
+            return others(place, names) | {name for name in names if Path(place, name) == ROOT / LINKED}
+
         for part in PARTS:
             if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                shutil.copytree(ROOT / part, folder / part, ignore=ignored)
             else:
                 shutil.copy2(ROOT / part, folder / part)
+        (folder / LINKED).symlink_to(ROOT / LINKED)
 
     def copy(self, folder: Path) -> "Project":
         """The same with everything that was made in it; times of modification are kept."""

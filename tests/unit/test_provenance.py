@@ -41,9 +41,18 @@ def version_after(path: Path, old: str, new: str, *files: str) -> str:
 
 
 def fresh(*files: str) -> str:
+    forget()
+    return provenance.code_version(*files)
+
+
+def fresh_alone(*modules: str) -> str:
+    forget()
+    return provenance.code_alone(*modules)
+
+
+def forget() -> None:
     for cached in (provenance._module_file, provenance._tree, provenance._imports, provenance._essence):
         cached.cache_clear()
-    return provenance.code_version(*files)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +84,46 @@ def test_comments_docstrings_and_strangers_do_not_count(project: Path, file: str
 def test_code_counts_wherever_an_import_leads(project: Path, file: str, old: str, new: str) -> None:
     before = fresh("scripts/train.py")
     assert version_after(project / file, old, new, "scripts/train.py") != before
+
+
+STATED = """from dive import maths
+def f(x):
+    if x is None:
+        raise ValueError("of two lines, "
+            f"and a value: {x}")  # why
+    log.info("a %s", x)
+    login.x()
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('raise ValueError("of two lines, "\n            f"and', 'raise KeyError(f"and'),
+        ('log.info("a %s", x)', 'log.warning(  # why\n        "b %s",\n        x)'),
+        ("import maths\n", "import maths  # a comment\n"),
+    ],
+)
+def test_code_alone_is_the_same_when_a_message_or_an_imported_module_changes(project: Path, old: str, new: str) -> None:
+    file = project / "workflow/dive/stated.py"
+    file.write_text(STATED, encoding="utf-8")
+    before = fresh_alone("dive.stated")
+    assert old in STATED
+    file.write_text(STATED.replace(old, new), encoding="utf-8")
+    (project / "workflow/dive/maths.py").write_text("A = 1\n", encoding="utf-8")
+    assert fresh_alone("dive.stated") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("x is None", "not x"), ("login.x()", "login.y()"), ("return x", "return -x")]
+)
+def test_code_alone_counts_what_a_module_does(project: Path, old: str, new: str) -> None:
+    file = project / "workflow/dive/stated.py"
+    file.write_text(STATED, encoding="utf-8")
+    before = fresh_alone("dive.stated")
+    file.write_text(STATED.replace(old, new), encoding="utf-8")
+    assert fresh_alone("dive.stated") != before
 
 
 def test_relative_imports_and_a_method_by_name(project: Path) -> None:

@@ -125,6 +125,23 @@ def test_a_module_reruns_those_that_import_it(project: Project) -> None:
     assert project.planned() == {**LAST, **DECISIVE}
 
 
+def test_a_recipe_or_the_code_that_decides_the_weights_rebuilds_backbones_and_no_other_code_does(
+    project: Project,
+) -> None:
+    """The trained backbones come with the project: of code only a change of the deciding modules makes them void."""
+    for module in ("backbones/shipped", "backbones/loading", "backbones/prompts", "backbones/families"):
+        with (project.folder / f"workflow/dive/{module}.py").open("a") as file:
+            file.write("\n\nCHANGED = True\n")
+    assert "build_backbone" not in project.planned()
+    project.edit("workflow/dive/backbones/tiny.py", "%d images after %.0f s", "%d images drawn after %.0f s")
+    assert "build_backbone" not in project.planned()
+    project.edit("config.yaml", "tiny: {family: qwen2_5_vl, vision_steps: 180}", "tiny: {family: qwen2_5_vl}")
+    assert project.planned()["build_backbone"] == 1
+    with (project.folder / "workflow/dive/backbones/muon.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    assert project.planned()["build_backbone"] == 2
+
+
 def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there(project: Project) -> None:
     """Another annotator as a control is one entry; random tokens read the spans that are there."""
     last = "      - dive_no_teacher\n"

@@ -58,6 +58,27 @@ def code_version(*files: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_alone(*modules: str) -> str:
+    """Hash of some modules without what they import, and without what they only say: messages of logs and errors.
+
+    For a result that is kept with the project and must not become invalid when a message is reworded or a module is
+    changed that does not decide the result.
+
+    Args:
+        modules: names (``dive.data.draws``).
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a module does not exist.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        digest.update(f"{name}\0{_essence(_locate(name), messages=False)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
 def module_of(method: Mapping[str, Any]) -> tuple[str, ...]:
     """The module that a method's settings name: ``{"module": "live"}`` gives ``("dive.steering.live",)``.
 
@@ -186,8 +207,11 @@ def _statements(node: ast.AST, for_checkers: bool = True) -> Iterator[ast.AST]:
 
 
 @cache
-def _essence(path: Path) -> str:
-    """Source text without comments, docstrings, trailing blanks and blank lines; long strings stay as they are."""
+def _essence(path: Path, messages: bool = True) -> str:
+    """Source text without comments, docstrings, trailing blanks and blank lines; long strings stay as they are.
+
+    ``messages``: also with ``raise`` and ``log`` statements.
+    """
     source = path.read_bytes()
     lines = source.splitlines(keepends=True)
     tree = _tree(path)
@@ -198,7 +222,7 @@ def _essence(path: Path) -> str:
         )
         if is_text and node.end_lineno > node.lineno:
             literal.update(range(node.lineno, node.end_lineno))
-    cuts = [*_docstrings(tree), *_comments(source, lines)]
+    cuts = [*_docstrings(tree), *_comments(source, lines), *([] if messages else _messages(tree))]
     # From the last to the first, so that earlier positions stay valid.
     for line, start, end_line, end in sorted(cuts, reverse=True):
         literal.difference_update(range(line, end_line))
@@ -225,6 +249,14 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int, int, int]]:
         first = node.body[0]
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             yield first.lineno, first.col_offset, first.end_lineno, first.end_col_offset
+
+
+def _messages(tree: ast.AST) -> Iterator[tuple[int, int, int, int]]:
+    """The same of every ``raise`` statement and every call of ``log``."""
+    for node in _statements(tree):
+        logs = isinstance(node, ast.Expr) and ast.unparse(node.value).startswith("log.")
+        if logs or isinstance(node, ast.Raise):
+            yield node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 def _comments(source: bytes, lines: list[bytes]) -> Iterator[tuple[int, int, int, int]]:

@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from dive.backbones.families import rotary_positions
 from dive.backbones.loading import Backbone
+from dive.backbones.muon import Muon
 from dive.backbones.untrained import Recipe, build_image_processor, build_model, build_tokenizer
 from dive.data.draws import stream
 from dive.data.synthetic.findings import KINDS, Findings, class_targets, sample_findings
@@ -251,7 +252,7 @@ def train_language(backbone: Backbone, pool: ImagePool, recipe: Recipe) -> None:
     matrices = [p for p in parameters if p.ndim == 2 and p is not embedding]
     others = [p for p in parameters if p.ndim != 2 or p is embedding]
     optimisers = [
-        torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=recipe.rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=recipe.rate, weight_decay=0.01, betas=(0.9, 0.95)),
     ]
 
