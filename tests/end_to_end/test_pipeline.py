@@ -132,7 +132,7 @@ def test_an_adapter_of_synthetic_data_may_be_published(run: tuple[Project, str])
     configs = list((project.folder / "results/adapters").glob("*/*/*/seed0/config.json"))
     assert configs
     for config in configs:
-        data = read_json(config)["data"]
+        data = json.loads(config.read_text(encoding="utf-8"))["data"]
         assert (data["dataset"], data["credentialed"]) == (config.parents[3].name, False)
 
 
