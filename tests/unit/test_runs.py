@@ -88,14 +88,13 @@ def test_the_next_run_removes_a_killed_one_s_lock_and_says_so(tmp_path: Path) ->
     assert not list((tmp_path / ".snakemake/runs").iterdir())
 
 
-def test_the_lock_of_a_run_that_lives_stays_and_what_to_do_is_said(tmp_path: Path) -> None:
+def test_the_lock_of_a_run_that_lives_stays(tmp_path: Path) -> None:
     held = lock(tmp_path)
     killed, alive = start(RUN, tmp_path), start(RUN, tmp_path)
     killed.kill()
     killed.wait()
     said = start(RUN, tmp_path).communicate("")[1]
-    assert f"process {alive.pid} on {platform.node()}" in said
-    assert "run `snakemake --unlock` once" in said
+    assert said == ""  # Snakemake says enough, where it wants the lock
     assert held.exists()
     alive.communicate("")
 
@@ -108,8 +107,18 @@ def test_of_another_machine_s_lock_nothing_is_assumed(tmp_path: Path, machine: s
         record = {"machine": machine, "process": 1, "started": "", "folders": ["/"]}
         (tmp_path / ".snakemake/runs/another.1.json").write_text(json.dumps(record))
     said = start(RUN, tmp_path).communicate("")[1]
-    assert ("process 1 on another" if machine else "a run that left no record") in said
-    assert "snakemake --unlock" in said
+    assert ("locked by a run (process 1 on another)" if machine else "by a run that left no record") in said
+    assert "run `snakemake --unlock` once" in said
+    assert held.exists()
+
+
+def test_a_single_job_on_a_node_of_a_cluster_leaves_locks_alone(tmp_path: Path) -> None:
+    killed = start(RUN, tmp_path)
+    held = lock(tmp_path)
+    killed.kill()
+    killed.wait()
+    said = start(RUN.replace("sys.argv[1:]", "sys.argv[1:], locks=False"), tmp_path).communicate("")[1]
+    assert said == ""
     assert held.exists()
 
 

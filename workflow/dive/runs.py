@@ -26,11 +26,12 @@ RUN = "DIVE_RUN"
 FOLDER = Path(".snakemake")
 
 
-def begin(folders: Iterable[str | Path]) -> None:
+def begin(folders: Iterable[str | Path], locks: bool = True) -> None:
     """Tell the jobs of this process whose they are, and clear what killed runs on this machine left.
 
     Args:
         folders: temporary folders of this process, which it removes itself unless it is killed.
+        locks: whether it will lock the folder; what runs a single job on a node of a cluster does not.
     """
     place = (FOLDER / "runs").absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -48,12 +49,13 @@ def begin(folders: Iterable[str | Path]) -> None:
     os.environ[RUN] = str(own)
     others = [path for path in sorted(place.glob("*.json")) if path != own]
     dead = [path for path in others if is_dead(path)]
-    locks = sorted((FOLDER / "locks").glob("*.lock"))
-    if locks and dead and dead == others:
-        for lock in locks:
+    left = sorted((FOLDER / "locks").glob("*.lock")) if locks else []
+    if left and dead and dead == others:
+        for lock in left:
             lock.unlink(missing_ok=True)
         print("An earlier run was killed: its lock is removed, and this run goes on where it stopped.", file=sys.stderr)
-    elif locks:
+    elif left and not any(is_here(path) for path in others if path not in dead):
+        # Of a run that lives here Snakemake says enough, and a dry run beside it needs no word.
         print(told_of_lock(others), file=sys.stderr)
     for path in dead:
         clear(path)
@@ -64,7 +66,7 @@ def told_of_lock(others: Iterable[Path]) -> str:
     """What to do about a lock that may be of a run that lives."""
     owners = [record for path in others if (record := _read(path))]
     named = ", ".join(f"process {record['process']} on {record['machine']}" for record in owners)
-    of = f"by {named}" if named else "by a run that left no record"
+    of = f"by a run ({named})" if named else "by a run that left no record"
     return (
         f"This folder is locked {of}. If that run lives, wait until it ends or stop it by Ctrl-C; if it was killed, "
         "run `snakemake --unlock` once, and then start again: what is done stays done."
@@ -103,9 +105,15 @@ def wait_for_end(process: int) -> None:
 def is_dead(path: Path) -> bool:
     """Whether the record is of a process of this machine that is gone; of another machine's nobody here can know."""
     record = _read(path)
-    if record is None or record["machine"] != platform.node():
+    if record is None or not is_here(path):
         return False
     return not _lives(record["process"]) or _started(record["process"]) != record["started"]
+
+
+def is_here(path: Path) -> bool:
+    """Whether the record is of a process of this machine."""
+    record = _read(path)
+    return record is not None and record["machine"] == platform.node()
 
 
 def clear(path: Path) -> None:

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from types import FrameType
 
-PACKAGE = str(Path(__file__).resolve().parent)
+PACKAGE = str(Path(__file__).parent)
 
 DAMAGE: tuple[type[Exception], ...] = (
     EOFError,
@@ -60,7 +60,7 @@ def is_damage(error: Exception) -> bool:
 def is_raised_here(error: Exception) -> bool:
     """Whether a ``raise`` statement of this package made the error: then somebody wrote its message for a reader."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not str(Path(frames[-1].filename).resolve()).startswith(PACKAGE):
+    if not frames or not frames[-1].filename.startswith(PACKAGE):
         return False
     return (frames[-1].line or "").startswith("raise ") and bool(str(error))
 
