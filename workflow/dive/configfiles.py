@@ -300,8 +300,11 @@ def read_strictly() -> None:
 
     def read(path: str | Path, filetype: str = "Config") -> dict[str, Any]:
         try:
-            return read_file(path)
+            config = read_file(path)
         except ConfigError as error:
             sys.exit(str(error))
+        if "pathvars" in config:  # which Snakemake would take for its own before anything is checked
+            sys.exit(f"{path}: pathvars: unknown key; remove it")
+        return config
 
     configfile._load_configfile = read
