@@ -187,6 +187,9 @@ ZOO: list[tuple[str, Any, str]] = [
     (f"{TINY}|tiny|images", 10**7, "backbones.tiny-gemma3.tiny.images: 10,000,000 images of 48 pixels a side"),
     (f"{TINY}|tiny|family", "gemma4", "backbones.tiny-gemma3.tiny.family: must be 'gemma3' or 'qwen2_5_vl'"),
     (f"{TINY}|tiny|family", ["gemma3"], "backbones.tiny-gemma3.tiny.family: must be 'gemma3' or 'qwen2_5_vl'"),
+    (f"{MIMIC}|selection|labels", "chexpret", "selection.labels: 'chexpret' is no table of a synthetic dataset"),
+    (f"{MIMIC}|selection|labels", ["chexpert"], "selection.labels: must be a valid string, not a list"),
+    (f"{MIMIC}|selection|reports", "elsewhere", "selection.reports: must be null: a synthetic dataset has its reports"),
     # image processors
     (f"{QWEN}|image", {"max_pixel": 9}, "backbones.tiny-qwen2.5-vl.image.max_pixel: cannot be set"),
     (f"{QWEN}|image", {"size": {"height": 9}}, "backbones.tiny-qwen2.5-vl.image.size: cannot be set"),

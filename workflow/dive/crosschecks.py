@@ -17,6 +17,12 @@ NAMED = ("datasets", "backbones", "methods")
 CONVENTIONS = {"mimic_cxr": ("official", "own_split"), "chexpert_plus": ("official_valid", "own_split")}
 """What the splits can be: MIMIC-CXR has an official test split, CheXpert Plus has none."""
 
+LABELS = {
+    "mimic_cxr": ("auto", "chexpert", "negbio", "test_set_labeled"),
+    "chexpert_plus": ("auto", "findings", "impression", "report"),
+}
+"""Label tables that a synthetic dataset has."""
+
 RESERVED = ("claims", "index", "sparsity", "tokens")
 """Names that results/tables, results/figures and results/report have beside those of grids."""
 
@@ -98,6 +104,15 @@ def check_dataset(config: Mapping[str, Any], name: str, dataset: Mapping[str, An
     offered = CONVENTIONS.get(reader, ()) if isinstance(reader, str) else ()
     if offered and selection.get("convention") not in offered:
         errors.append((f"{path}.selection.convention", f"{reader} offers {' and '.join(offered)}"))
+    if dataset.get("synthetic"):
+        labels, known = selection.get("labels"), LABELS.get(reader, ()) if isinstance(reader, str) else ()
+        if known and isinstance(labels, str) and labels not in known:
+            message = f"{shortened(labels)} is no table of a synthetic dataset{nearest(labels, known)}"
+            errors.append((f"{path}.selection.labels", message))
+        if isinstance(selection.get("reports"), str):
+            errors.append(
+                (f"{path}.selection.reports", "must be null: a synthetic dataset has its reports under its root")
+            )
     if exceeds(selection.get("min_words"), selection.get("max_words")):
         errors.append((f"{path}.selection.min_words", "must not exceed max_words"))
     fractions = mapping(selection.get("fractions"))
