@@ -23,8 +23,8 @@ def logged(path: str | Path) -> Iterator[None]:
     """The frame of a job: send messages of the block to ``path`` and to standard error, and start and end quickly.
 
     Python warnings, and what transformers warns of (it prints that itself), join the log, so that a library's complaint
-    is never lost. An exception is recorded there with its stack; the terminal shows the stack of a fault of the program,
-    and of an error that a user can mend only the sentence that says how (`dive.told`). The job ends with its run
+    is never lost. An exception is recorded there with its stack; the terminal shows the stack of a program's fault, and
+    of an error that a user can mend only the sentence that says how (`dive.told`). The job ends with its run
     (`dive.runs`). A block that ends well leaves what it cost, see `cost_file`. Where there is a warm process
     (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
 
