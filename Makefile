@@ -1,7 +1,7 @@
 # `make reproduce` goes from a bare machine to the paper's main table, `make test` from a bare machine to the tests.
 #
 #   TORCH_INDEX=<url> make reproduce    takes torch from another index, for example one of CPU builds
-#   EXPERIMENTS=ablations make reproduce                               runs that grid of config.yaml in place of main
+#   EXPERIMENTS=main,ablations make reproduce                          runs these grids of config.yaml in place of its choice
 #   CORES=2 make reproduce                                             uses fewer cores than there are
 #   OPTIONS="--configfile config/paper.yaml" make reproduce            passes options to snakemake
 
@@ -68,7 +68,7 @@ reproduce: install
 	@$(MAKE) --no-print-directory show
 
 show: install
-	@python -m dive.reporting.summary results $(or $(EXPERIMENTS),main)
+	@python -m dive.reporting.summary results $(EXPERIMENTS) $(OPTIONS)
 
 check-data: install
 	@python -m dive.data.check $(OPTIONS)

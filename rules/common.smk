@@ -5,10 +5,13 @@ import re
 import sys
 from itertools import product
 
-from dive import warm
-from dive.annotation.scispacy import needed_files, pipeline_files
+from dive import runs, warm
+from dive.annotation.scispacy import needed_files, pipeline_errors, pipeline_files
+from dive.backbones.check import check_backbones
 from dive.backbones.shipped import shipped_hash
-from dive.config import ConfigError, annotators_used, resolve
+from dive.config import resolve
+from dive.configfiles import ConfigError, read_files
+from dive.crosschecks import annotators_used
 from dive.data.roots import check_root
 from dive.environment import set_environment
 from dive.scores.assets import absent_graphs, absent_weights, located
@@ -19,6 +22,8 @@ from dive.settings import SPANS as ANNOTATORS, STATISTICS, draws, reads_demonstr
 set_environment()
 
 try:
+    # Once more and for nothing but errors: Snakemake lets the last of two equal keys win.
+    read_files(workflow.configfiles)
     config = resolve(config)
 except ConfigError as error:
     sys.exit(str(error))
@@ -46,6 +51,7 @@ absent = [
     for dataset in [config["datasets"][name]]
     for message in check_root(dataset["reader"], dataset["root"], name, dataset["selection"])
 ]
+absent += check_backbones(config, ROWS)
 absent += [
     f"methods.{method}.files.{dataset}: no file {file}; correct the path, or take the method out of the grids"
     for dataset, method in dict.fromkeys((dataset, method) for dataset, _, method in ROWS)
@@ -58,8 +64,9 @@ if "radgraph" in annotators_used(config):
 if "scispacy" in annotators_used(config):
     files = needed_files(config["annotation"]["scispacy"])
     absent += [f"annotation.scispacy: no file {file}" for file in files if not os.path.isfile(file)]
+    absent += pipeline_errors(config["annotation"]["scispacy"]["path"])
 if absent:
-    sys.exit("\n".join(absent))
+    sys.exit("\n".join(dict.fromkeys(absent)))
 
 
 def any_of(names):
@@ -301,9 +308,13 @@ on_cpu = all(
     for model in [*(config["backbones"][name] for _, name in PAIRS), *filter(None, [*SCORERS.values(), OBSERVER])]
 )
 if on_cpu and workflow.is_main_process:
-    warm.allow()
+    kept_warm = warm.allow()
 else:
+    kept_warm = []
     warm.forbid()
+if not workflow.subprocess_exec:
+    folders = [workflow.snakemake_tmp_dir, workflow.sourcecache.runtime_cache_path, *kept_warm]
+    runs.begin(folders, locks=workflow.is_main_process)
 
 
 def generations_of(wildcards):

@@ -162,13 +162,6 @@ def comparison_tables(experiment):
     return [f"results/tables/{experiment}-{table}.tex" for table, rows in wanted.items() if rows]
 
 
-def layout_of_claims():
-    """Titles and groups over all experiments, and the margin of a competitive score."""
-    layouts = [layout_of(experiment) for experiment in config["experiments"]]
-    merged = {kind: {k: v for one in layouts for k, v in one[kind].items()} for kind in config["presentation"]}
-    return {**layouts[0], **merged}
-
-
 def adapters_of(wildcards):
     """The adapters whose training an experiment's figure shows."""
     trained = [name for name in methods_of("steering") if "epochs" in config["methods"][name]]
@@ -176,9 +169,48 @@ def adapters_of(wildcards):
     return [f"results/adapters/{'/'.join(row)}/seed{seed}" for row in rows for seed in config["seeds"]]
 
 
-def shown_settings():
-    """The settings that the page shows: those that decide numbers, of what was run; no places on this machine."""
-    methods = dict.fromkeys(method for _, _, method in ROWS)
+def datasets_of(wildcards):
+    """Datasets of an experiment's rows."""
+    return list(dict.fromkeys(dataset for dataset, _ in pairs_of(wildcards)))
+
+
+def titles_of(wildcards):
+    """Titles of these datasets."""
+    return [config["presentation"]["datasets"][name]["title"] for name in datasets_of(wildcards)]
+
+
+def flows_of(wildcards):
+    """Counts of the selection of these datasets."""
+    return [f"results/splits/{name}/counts.json" for name in datasets_of(wildcards)]
+
+
+def pools_of(wildcards):
+    """Pools of these datasets."""
+    return [f"results/pools/{name}.json" for name in datasets_of(wildcards)]
+
+
+def vision_of(wildcards):
+    """Features of the images of an experiment's datasets by its backbones, which say what could not be decoded."""
+    return [f"results/vision/{dataset}/{backbone}" for dataset, backbone in pairs_of(wildcards)]
+
+
+def decisive_of(folder, suffix):
+    """A function for the comparisons of annotators of an experiment's datasets, as tables or figures."""
+
+    def files(wildcards):
+        return [f"results/{folder}/sparsity/{name}.{suffix}" for name in datasets_of(wildcards)]
+
+    return files
+
+
+def views_of(wildcards):
+    """Addresses of the pages that show reports of these datasets, seen from an experiment's page; "" without one."""
+    return [f"../tokens/{name}.html" if name in VIEWED else "" for name in datasets_of(wildcards)]
+
+
+def shown_settings(wildcards):
+    """The settings that a page shows: those that decide numbers, of what was run; no places on this machine."""
+    methods = methods_in(wildcards.experiment)
     return {
         **{
             key: config[key]
@@ -186,9 +218,13 @@ def shown_settings():
         },
         "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
         "training": TRAINING,
-        "datasets": {name: {key: config["datasets"][name][key] for key in ("selection", "pool")} for name in DATASETS},
+        "datasets": {
+            name: {key: config["datasets"][name][key] for key in ("selection", "pool")}
+            for name in datasets_of(wildcards)
+        },
         "methods": {
-            name: {key: value for key, value in config["methods"][name].items() if key != "files"} for name in methods
+            name: {key: value for key, value in settings.items() if key != "files"}
+            for name, settings in methods.items()
         },
     }
 
@@ -196,11 +232,16 @@ def shown_settings():
 def made_at_the_end():
     """Everything that nothing else is made from, the costs aside."""
     ends = expand(
-        ["results/tables/{experiment}.tex", "results/figures/{experiment}.pdf"],
+        [
+            "results/tables/{experiment}.tex",
+            "results/tables/{experiment}-claims.tex",
+            "results/figures/{experiment}.pdf",
+            "results/report/{experiment}/index.html",
+        ],
         experiment=config["experiments"],
     )
     views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
     known = ["results/world/lexicon.md"] if KNOWN else []
     tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
-    tables += [*sparsity("tex"), "results/tables/claims.tex"]
+    tables += sparsity("tex")
     return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]

@@ -35,41 +35,64 @@ rule plot:
 
 
 rule report:
-    """The page about what was run: tables, figures, what was selected, the acceptance, the settings."""
+    """The page about what a grid ran: tables, figures, what was selected, the acceptance, the settings."""
     input:
         template=ancient("workflow/templates/report.html.j2"),
-        tables=expand("results/tables/{experiment}.csv", experiment=config["experiments"]),
-        claims="results/tables/claims.csv",
-        results=expand("results/figures/{experiment}.svg", experiment=config["experiments"]),
-        training=expand("results/figures/{experiment}-training.svg", experiment=config["experiments"]),
-        flows=expand("results/splits/{dataset}/counts.json", dataset=DATASETS),
-        pools=expand("results/pools/{dataset}.json", dataset=DATASETS),
-        vision=[f"results/vision/{dataset}/{backbone}" for dataset, backbone in PAIRS],
+        table="results/tables/{experiment}.csv",
+        claims="results/tables/{experiment}-claims.csv",
+        results="results/figures/{experiment}.svg",
+        training="results/figures/{experiment}-training.svg",
+        flows=flows_of,
+        pools=pools_of,
+        vision=vision_of,
         acceptance=acceptance("json"),
-        decisive=sparsity("csv"),
-        concentration=sparsity("svg"),
+        decisive=decisive_of("tables", "csv"),
+        concentration=decisive_of("figures", "svg"),
     output:
-        report("results/report/index.html", caption="../workflow/report/page.rst", category="Overview"),
+        report(
+            "results/report/{experiment}/index.html",
+            caption="../workflow/report/page.rst",
+            category="Overview",
+            labels={"experiment": "{experiment}"},
+        ),
     log:
-        "logs/report.log",
+        "logs/report/{experiment}.log",
     threads: 1
     resources:
         mem_mb=500,
     params:
-        experiments=config["experiments"],
-        layouts=[layout_of(experiment) for experiment in config["experiments"]],
-        claims=layout_of_claims(),
-        datasets=DATASETS,
-        pairs=PAIRS,
-        titles=[config["presentation"]["datasets"][name]["title"] for name in DATASETS],
-        views=[f"tokens/{name}.html" if name in VIEWED else "" for name in DATASETS],
-        settings=shown_settings(),
+        layout=layout_for,
+        datasets=datasets_of,
+        pairs=pairs_of,
+        titles=titles_of,
+        views=views_of,
+        settings=shown_settings,
         template=content_of("workflow/templates/report.html.j2"),
         code=code_version("scripts/report.py"),
     message:
-        "writing the page about what was run"
+        "{wildcards.experiment}: writing the page about what was run"
     script:
         "../scripts/report.py"
+
+
+rule index_reports:
+    """The page that lists the pages of all grids that were run, now or earlier."""
+    input:
+        pages=expand("results/report/{experiment}/index.html", experiment=config["experiments"]),
+    output:
+        report("results/report/index.html", caption="../workflow/report/index.rst", category="Overview"),
+    log:
+        "logs/index_reports.log",
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        grids=list(config["grids"]),
+        code=code_version("scripts/index_reports.py"),
+    message:
+        "listing the pages of all grids"
+    script:
+        "../scripts/index_reports.py"
 
 
 rule summarise_costs:

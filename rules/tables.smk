@@ -61,28 +61,28 @@ rule tabulate_comparison:
 
 
 rule claim:
-    """Whether the claims of the abstract hold on what was run."""
+    """Whether the claims of the abstract hold on what a grid ran."""
     input:
-        [path for experiment in config["experiments"] for path in comparisons_in(experiment)],
+        comparisons_of,
     output:
-        tex="results/tables/claims.tex",
+        tex="results/tables/{experiment}-claims.tex",
         csv=report(
-            "results/tables/claims.csv",
+            "results/tables/{experiment}-claims.csv",
             caption="../workflow/report/claims.rst",
             category="Tables",
-            labels={"experiment": "all", "table": "claims"},
+            labels={"experiment": "{experiment}", "table": "claims"},
         ),
-        markdown="results/tables/claims.md",
+        markdown="results/tables/{experiment}-claims.md",
     log:
-        "logs/claim.log",
+        "logs/claim/{experiment}.log",
     threads: 1
     resources:
         mem_mb=500,
     params:
-        pairs=[pair for experiment in config["experiments"] for pair in pairs_in(experiment)],
-        layout=layout_of_claims(),
+        pairs=pairs_of,
+        layout=layout_for,
         code=code_version("scripts/claim.py"),
     message:
-        "holding the claims of the abstract against the comparisons"
+        "{wildcards.experiment}: holding the claims of the abstract against the comparisons"
     script:
         "../scripts/claim.py"

@@ -58,7 +58,8 @@ def test_the_comparisons_give_their_tables(run: tuple[Project, str]) -> None:
     project, _ = run
     tables = project.folder / "results/tables"
     assert {path.name for path in tables.glob("*.tex")} == {
-        *("main.tex", "other.tex", "claims.tex", "main-termination.tex", "other-termination.tex"),
+        *("main.tex", "other.tex", "main-claims.tex", "other-claims.tex"),
+        *("main-termination.tex", "other-termination.tex"),
         "main-significance.tex",
     }
     with (tables / "main.csv").open(encoding="utf-8", newline="") as file:
@@ -93,9 +94,9 @@ def test_decisive_tokens_are_compared_and_shown(run: tuple[Project, str]) -> Non
         rows = list(csv.DictReader(file))
     assert {row["backbone"] for row in rows} == {"Gemma 3 (tiny)", "Qwen 2.5-VL (tiny)"}
     assert {row["row"] for row in rows} >= {"vocabulary", "idf", "random", "term", "power_law"}
-    page = (project.folder / "results/report/index.html").read_text(encoding="utf-8")
+    page = (project.folder / "results/report/main/index.html").read_text(encoding="utf-8")
     assert rows[0]["verdict"][:40] in page
-    assert 'href="tokens/synthetic-mimic-cxr.html"' in page
+    assert 'href="../tokens/synthetic-mimic-cxr.html"' in page
     assert (project.folder / "results/report/tokens/synthetic-mimic-cxr.html").is_file()
 
 

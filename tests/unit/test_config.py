@@ -118,7 +118,7 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ),
         ("datasets.synthetic-mimic-cxr.selection.min_words", 301, "selection.min_words: must not exceed max_words"),
         ("backbones.tiny-gemma3.path", "x", "path: must be models/tiny-gemma3"),
-        ("backbones.tiny-gemma3.device", "gpu", "backbones.tiny-gemma3.device: must match pattern"),
+        ("backbones.tiny-gemma3.device", "gpu", "backbones.tiny-gemma3.device: must be auto, cpu"),
         (
             "annotation.annotator",
             "scispacy",

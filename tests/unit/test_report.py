@@ -12,7 +12,8 @@ from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
 from dive.reporting.figures import plot_results, read_curve
 from dive.reporting.html import write_report
-from dive.reporting.summary import summarise_run
+from dive.reporting.index import write_index
+from dive.reporting.summary import named_or_configured, summarise_run
 from dive.reporting.tables import METRICS, write_tables
 from tests.unit.comparisons import LAYOUT as CLAIMED
 from tests.unit.comparisons import comparison, write
@@ -241,8 +242,50 @@ def test_what_the_page_says_of_spreads_and_intervals_is_what_it_shows(scores, tm
 
 def test_tables_of_grids_that_are_not_run_now_are_named(tmp_path):
     (tmp_path / "tables").mkdir()
-    for name in ("main", "main-significance", "claims", "ablations", "ablations-factorial", "mainly"):
+    for name in ("main", "main-significance", "main-claims", "ablations", "ablations-factorial", "mainly"):
         (tmp_path / f"tables/{name}.tex").touch()
     text = summarise_run(str(tmp_path), ["main"])
     assert text.splitlines()[-1].endswith("until they are removed: ablations, ablations-factorial, mainly")
     assert "not run now" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])
+
+
+def test_every_grid_that_was_run_has_its_table_and_claims_in_the_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr("dive.reporting.summary.format_table", lambda path: f"table of {path.rpartition('/')[2]}\n")
+    (tmp_path / "tables").mkdir()
+    for name in ("main", "own", "other"):
+        (tmp_path / f"tables/{name}.csv").touch()
+        (tmp_path / f"tables/{name}-claims.md").write_text(f"claims of {name}\n")
+        (tmp_path / f"report/{name}").mkdir(parents=True)
+        (tmp_path / f"report/{name}/index.html").touch()
+    (tmp_path / "report/index.html").touch()
+    text = summarise_run(str(tmp_path), ["main", "own"])
+    order = ["Grid main:", "table of main.csv", "claims of main", "Grid own:", "table of own.csv", "claims of own"]
+    assert [line for line in text.splitlines() if line in order] == order
+    assert "other" not in text.replace("another", "")
+    for place in ("report/main/index.html", "report/own/index.html", "report/index.html"):
+        assert f"{tmp_path}/{place}: " in text
+    assert "Grid" not in summarise_run(str(tmp_path), ["main"])
+
+
+def test_a_command_shows_the_grids_that_it_names_or_those_of_the_configuration(tmp_path, monkeypatch):
+    assert named_or_configured(["main,baselines", "--cores", "2"]) == ["main", "baselines"]
+    assert named_or_configured(["main", "own", "main"]) == ["main", "own"]
+    (tmp_path / "config.yaml").write_text("experiments: [a]\n")
+    (tmp_path / "over.yaml").write_text("experiments: [b, c]\n")
+    monkeypatch.chdir(tmp_path)
+    assert named_or_configured(["--cores", "2"]) == ["a"]
+    assert named_or_configured(["--configfile", "over.yaml"]) == ["b", "c"]
+
+
+def test_the_index_leads_to_the_pages_of_all_grids(tmp_path):
+    for name in ("removed", "own", "main"):
+        (tmp_path / f"report/{name}").mkdir(parents=True)
+        (tmp_path / f"report/{name}/index.html").touch()
+    (tmp_path / "report/tokens").mkdir()  # pages of reports, and no grid
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/own-claims.csv").touch()
+    write_index(str(tmp_path / "report/index.html"), ["main", "baselines", "own"])
+    text = (tmp_path / "report/index.html").read_text()
+    assert re.findall('href="([^"]+)"', text) == [
+        "main/index.html", "own/index.html", "../tables/own-claims.csv", "removed/index.html",
+    ]  # fmt: skip

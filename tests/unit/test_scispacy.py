@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from dive.annotation.annotate import build_annotator
+from dive.annotation.scispacy import load_pipeline, pipeline_errors
 from dive.annotation.vocabulary import Report
 from dive.data.roots import DataError
 from tests.unit.reference import FOLDER
@@ -186,3 +187,49 @@ def test_without_spacy_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(DataError, match=r"pip install 'dive\[scispacy\]'"):
         build_annotator(settings("x"), {})
+
+
+WORDS = {"effusion": "NOUN", "effusions": "NOUN", "no": "DET", "is": "AUX", "seen": "VERB", ".": "PUNCT"}
+
+
+def ruled(spacy, folder, ruler, pattern, *before):
+    """An English pipeline of a ruler alone, after components that set tags and lemmas by word."""
+    nlp = spacy.blank("en")
+    for name in before:
+        component = nlp.add_pipe(name)
+        if name == "attribute_ruler":
+            for word, pos in WORDS.items():
+                component.add([[{"LOWER": word}]], {"POS": pos, "LEMMA": word.rstrip("s")})
+    config = {"annotate_ents": True} if ruler == "span_ruler" else {}
+    nlp.add_pipe(ruler, config=config).add_patterns([{"label": "DISEASE", "pattern": pattern}])
+    nlp.to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("ruler", ["entity_ruler", "span_ruler"])
+@pytest.mark.parametrize("attribute", ["POS", "pos", "LEMMA"])
+def test_rules_on_parts_of_speech_and_lemmas_have_what_they_need(spacy, tmp_path, ruler, attribute):
+    value = {"POS": "NOUN", "LEMMA": "effusion"}[attribute.upper()]
+    path = ruled(spacy, tmp_path / "p", ruler, [{attribute: value}], "attribute_ruler")
+    assert pipeline_errors(path) == []
+    annotate = build_annotator(settings(path), {})
+    assert found(annotate, ["No effusions is seen. Clear."]) == [["effusions"]]
+
+
+@pytest.mark.parametrize("ruler", ["entity_ruler", "span_ruler"])
+@pytest.mark.parametrize(
+    ("attribute", "setter"), [("POS", "attribute_ruler"), ("LEMMA", "lemmatizer"), ("DEP", "parser")]
+)
+def test_rules_that_no_component_serves_are_told_before_any_job(spacy, tmp_path, ruler, attribute, setter):
+    path = ruled(spacy, tmp_path / "p", ruler, [{attribute: "NOUN"}])
+    (message,) = pipeline_errors(path)
+    assert message.startswith(f"annotation.scispacy.path: {ruler} in {path} has rules with {attribute}")
+    assert setter in message
+    with pytest.raises(DataError, match=r"annotation\.scispacy\.path: the pipeline at .* cannot read a sentence"):
+        build_annotator(settings(path), {})
+
+
+def test_rules_on_words_alone_keep_the_pipeline_short(spacy, tmp_path):
+    path = ruled(spacy, tmp_path / "p", "entity_ruler", [{"LOWER": "effusion"}], "attribute_ruler")
+    assert load_pipeline(path).pipe_names == ["entity_ruler"]
+    assert found(build_annotator(settings(path), {}), ["An effusion."]) == [["effusion"]]

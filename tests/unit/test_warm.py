@@ -183,7 +183,7 @@ def test_a_run_may_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sys.exit(3)", 3, ""),
         ("sys.exit('no such file')", 1, "no such file\n"),
         ("raise ValueError('wrong')", 1, "ValueError: wrong\n"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "the job was killed, perhaps for want of memory\n"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "the job was killed (possibly out of memory)\n"),
     ],
 )
 def test_a_job_ends_as_its_fork_does(scripts: Scripts, ending: str, status: int, message: str) -> None:

@@ -92,6 +92,7 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "tabulate": 1,
         "plot": 1,
         "report": 1,
+        "index_reports": 1,
         "summarise_costs": 1,
     }
 
@@ -127,6 +128,21 @@ def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:
     planned = fresh.planned()
     assert planned["distill"] == 12
     assert "cache_teacher" not in planned
+
+
+def test_every_grid_has_its_own_table_claims_and_page(fresh: Project) -> None:
+    """And shares what is not of a grid: no file of one run is that of another grid's."""
+    fresh.change("seeds", "[0]")
+    both = fresh.planned("--config", 'experiments=["main","transfer"]')
+    assert both["claim"] == both["report"] == both["tabulate"] == both["plot"] == 2
+    assert both["index_reports"] == 1
+    alone = {name: fresh.planned_files("--config", f'experiments=["{name}"]') for name in ("main", "transfer")}
+    of_grids = {name: {path for path in files if f"/{name}" in path} for name, files in alone.items()}
+    for name, files in of_grids.items():
+        assert {f"results/tables/{name}-claims.md", f"results/report/{name}/index.html"} <= files
+    gathered = ("results/tables/", "results/figures/", "results/report/")
+    shared = {path for path in alone["main"] & alone["transfer"] if path.startswith(gathered)}
+    assert all("/sparsity/" in path or "/tokens/" in path or path == "results/report/index.html" for path in shared)
 
 
 def test_a_dry_run_starts_fast(fresh: Project) -> None:

@@ -10,7 +10,10 @@ from tests.project import Project
 PAIRS = 4
 """Datasets times backbones."""
 
-LAST = {"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+LAST = {
+    **{"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1},
+    **{"index_reports": 1, "summarise_costs": 1},
+}
 """What gathers the scores of everything."""
 RESCORED = {"compare": PAIRS, **LAST}
 """What new scores in every dataset and backbone rerun."""
@@ -153,7 +156,7 @@ def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there
 
 def test_an_annotator_reruns_what_reads_it(project: Project) -> None:
     project.edit("config.yaml", "share: 0.3 ", "share: 0.2 ")
-    assert project.planned() == {"annotate": 2, **ANALYSED, "report": 1, "summarise_costs": 1}
+    assert project.planned() == {"annotate": 2, **ANALYSED, "report": 1, "index_reports": 1, "summarise_costs": 1}
     with (project.folder / "workflow/dive/annotation/radgraph.py").open("a") as file:
         file.write("\n\nCHANGED = True\n")
     assert project.planned()["annotate"] == 2

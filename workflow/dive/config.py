@@ -4,7 +4,6 @@ No job imports this module: jobs get plain slices of the resolved configuration,
 ``python -m dive.config`` prints the JSON schema that lies in workflow/schemas.
 """
 
-import difflib
 import json
 import re
 import sys
@@ -13,20 +12,13 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from dive.bounds import PATTERNS
+from dive.configfiles import ConfigError, Errors, kind_of, overlay, plain_errors, shortened
+from dive.crosschecks import NAMED, cross_check, mapping, nearest
 from dive.settings import METHODS, SAID, Config
-
-NAMED = ("datasets", "backbones", "methods")
-"""Mappings whose entries are named by the user and may inherit from each other with ``like``."""
 
 PRESENTATION = ("title", "note", "group")
 """Keys that only tables and reports read: they are kept apart, so that a new title reruns nothing else."""
-
-CONVENTIONS = {"mimic_cxr": ("official", "own_split"), "chexpert_plus": ("official_valid", "own_split")}
-"""What the splits can be: MIMIC-CXR has an official test split, CheXpert Plus has none."""
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be run; the message lists everything that is wrong with it."""
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,19 +34,17 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: with every error found, one a line: dotted path, what is wrong and what would be right.
     """
+    if errors := plain_errors(config) + crowded(config):
+        raise ConfigError(told(errors))
     inherited, errors = inherit(config)
     try:
         plain = Config.model_validate(inherited).model_dump(by_alias=True)
     except ValidationError as error:
         errors += [(path_of(item["loc"]), describe(item)) for item in error.errors()]
         plain = {}
-    errors += cross_check(inherited)
+    errors += cross_check(plain or inherited)  # once validated, texts of --config are the numbers that they stand for
     if errors:
-        told: dict[str, list[str]] = {}
-        for path, message in dict.fromkeys(without_inherited(errors, config)):
-            told.setdefault(path, []).append(message)
-        lines = "\n".join(f"  {path}: {', or '.join(messages)}" for path, messages in told.items())
-        raise ConfigError(f"The configuration (config.yaml and its overlays) cannot be run:\n{lines}")
+        raise ConfigError(told(without_inherited(errors, config)))
     plain["presentation"] = {
         kind: {
             name: {key: value for key in PRESENTATION if (value := entry.pop(key, None)) is not None}
@@ -66,6 +56,26 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+SHOWN = 50
+"""Lines of a message; who mends so many sees the others next."""
+
+
+def told(errors: Errors) -> str:
+    """The message of a ConfigError: a line for every key."""
+    by_path: dict[str, list[str]] = {}
+    for path, message in dict.fromkeys(errors):
+        by_path.setdefault(path, []).append(message)
+    lines = [f"  {path}: {', or '.join(messages[:5])}" for path, messages in by_path.items()]
+    more = [f"  ... and {len(lines) - SHOWN} more keys"] if len(lines) > SHOWN else []
+    return "\n".join(["The configuration (config.yaml and its overlays) cannot be run:", *lines[:SHOWN], *more])
+
+
+def crowded(config: Mapping[str, Any]) -> Errors:
+    """Mappings of named entries that have more than anybody names, before `inherit` goes through all of them."""
+    many = [kind for kind in (*NAMED, "grids") if len(mapping(config.get(kind))) > 1000]
+    return [(kind, f"has {len(config[kind]):,} entries; at most 1,000 are allowed") for kind in many]
+
+
 def add_transfers(config: dict[str, Any]) -> None:
     """Add the methods that grids write as ``method@dataset``: the method's settings, and where it is trained."""
     shown = config["presentation"]
@@ -75,9 +85,6 @@ def add_transfers(config: dict[str, Any]) -> None:
             config["methods"][entry] = {**config["methods"][name], "trained_on": dataset}
             title = f"{shown['methods'][name]['title']} from {shown['datasets'][dataset]['title']}"
             shown["methods"][entry] = {"title": title, "group": "transfer"}
-
-
-Errors = list[tuple[str, str]]
 
 
 def inherit(config: Mapping[str, Any]) -> tuple[dict[str, Any], Errors]:
@@ -92,9 +99,12 @@ def inherit(config: Mapping[str, Any]) -> tuple[dict[str, Any], Errors]:
             chain, current = [name], entries[name]
             while isinstance(current, Mapping) and "like" in current:
                 parent = current["like"]
+                if not isinstance(parent, str):
+                    errors.append((f"{kind}.{name}.like", f"must be the name of another entry, not {kind_of(parent)}"))
+                    break
                 if parent in chain or parent not in entries:
                     problem = "inherits from itself" if parent in chain else f"is unknown{nearest(parent, entries)}"
-                    errors.append((f"{kind}.{name}.like", f"{parent!r} {problem}"))
+                    errors.append((f"{kind}.{name}.like", f"{shortened(parent)} {problem}"))
                     break
                 chain.append(parent)
                 current = entries[parent]
@@ -119,181 +129,18 @@ def without_options(base: Any, top: Any) -> Any:
     return kept
 
 
-def overlay(base: Any, top: Any) -> Any:
-    """``top`` over ``base``: mappings key by key, anything else replaces."""
-    if isinstance(base, Mapping) and isinstance(top, Mapping):
-        return {**base, **{key: overlay(base[key], top[key]) if key in base else top[key] for key in top}}
-    return top
-
-
 def without_inherited(errors: Errors, config: Mapping[str, Any]) -> Errors:
     """The errors without those that an entry only inherits: they are told once, where they are written."""
-    kept = []
+    kept, all_told = [], set(errors)
     for path, message in errors:
         kind, _, rest = path.partition(".")
         entries = mapping(config.get(kind)) if kind in NAMED else {}
         # Names may hold dots, so the entry is looked up rather than cut out of the path.
         name = max((name for name in entries if f"{rest}.".startswith(f"{name}.")), key=len, default=None)
         parent = mapping(entries.get(name)).get("like")
-        if name is None or (f"{kind}.{parent}{rest[len(name) :]}", message) not in errors:
+        if name in (None, parent) or (f"{kind}.{parent}{rest[len(name) :]}", message) not in all_told:
             kept.append((path, message))
     return kept
-
-
-def cross_check(config: Mapping[str, Any]) -> Errors:
-    """What no single key can tell: names that refer to nothing, and places that rules rely on.
-
-    Runs beside the model on whatever was given, so it passes over what has another shape than it should.
-    """
-    errors = []
-    named = {kind: mapping(config.get(kind)) for kind in (*NAMED, "grids")}
-
-    def refer(path: str, given: Any, kind: str) -> None:
-        names = given if isinstance(given, list) else []
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                errors.append((f"{path}.{index}", f"{name!r} is there twice; once is enough"))
-            elif kind == "methods" and "@" in str(name):
-                refer_transfer(f"{path}.{index}", *name.split("@", 1))
-            elif kind and name not in named[kind]:
-                errors.append((f"{path}.{index}", f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
-
-    def refer_transfer(path: str, method: str, dataset: str) -> None:
-        for name, kind in ((method, "methods"), (dataset, "datasets")):
-            if name not in named[kind]:
-                errors.append((path, f"{name!r} is not among {kind}{nearest(name, named[kind])}"))
-        if mapping(named["methods"].get(method)).get("kind", "steering") != "steering":
-            errors.append((path, f"{method!r} is not trained, so that nothing of it can be transferred"))
-
-    refer("experiments", config.get("experiments"), "grids")
-    refer("seeds", config.get("seeds"), "")
-    for grid, lists in named["grids"].items():
-        for kind in NAMED:
-            refer(f"grids.{grid}.{kind}", mapping(lists).get(kind), kind)
-
-    errors += check_annotators(config, named["methods"])
-    for name, dataset in named["datasets"].items():
-        dataset = mapping(dataset)
-        path = f"datasets.{name}"
-        if name == "truth":
-            errors.append((path, "data/truth holds the truth of synthetic datasets; choose another name"))
-        if dataset.get("synthetic") and dataset.get("root") != f"data/{name}":
-            errors.append((f"{path}.root", f"must be data/{name}, where the synthetic dataset is written"))
-        selection, pool = mapping(dataset.get("selection")), mapping(dataset.get("pool"))
-        offered = CONVENTIONS.get(dataset.get("reader"), ())
-        if offered and selection.get("convention") not in offered:
-            message = f"{dataset['reader']} offers {' and '.join(offered)}"
-            errors.append((f"{path}.selection.convention", message))
-        if exceeds(selection.get("min_words"), selection.get("max_words")):
-            errors.append((f"{path}.selection.min_words", "must not exceed max_words"))
-        if exceeds(config.get("shots"), pool.get("demonstrations")):
-            errors.append((f"{path}.pool.demonstrations", f"must be at least shots, which is {config['shots']}"))
-        validation = mapping(config.get("training")).get("validation_studies")
-        if exceeds(validation, pool.get("validation")):
-            errors.append((f"{path}.pool.validation", f"must be at least training.validation_studies, {validation}"))
-    for name, backbone in named["backbones"].items():
-        backbone = mapping(backbone)
-        if backbone.get("tiny") and backbone.get("path") != f"models/{name}":
-            errors.append((f"backbones.{name}.path", f"must be models/{name}, where the tiny backbone is built"))
-    for name, method in named["methods"].items():
-        loss = mapping(mapping(method).get("loss"))
-        if loss and all(loss.get(term) == 0 for term in ("kd", "ce", "hidden")):
-            errors.append((f"methods.{name}.loss", "kd, ce and hidden are all 0: nothing would be learned"))
-        files = mapping(mapping(method).get("files"))
-        errors += [
-            (
-                f"methods.{name}.files.{dataset}",
-                f"{dataset!r} is not among datasets{nearest(dataset, named['datasets'])}",
-            )
-            for dataset in files
-            if dataset not in named["datasets"]
-        ]
-        for grid, lists in named["grids"].items():
-            lists = mapping(lists)
-            if mapping(method).get("kind") == "external" and name in (lists.get("methods") or ()):
-                errors += [
-                    (f"methods.{name}.files.{dataset}", f"is missing: grid {grid} has this method on that dataset")
-                    for dataset in lists.get("datasets") or ()
-                    if dataset not in files
-                ]
-    return errors
-
-
-def check_annotators(config: Mapping[str, Any], methods: Mapping[str, Any]) -> Errors:
-    """Annotators that something uses but that lack what they read, and an analysis of a method without weights."""
-    errors = []
-    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
-    used, datasets = annotators_used(config), mapping(config.get("datasets"))
-    if "union" in items(annotation.get("union")):
-        errors.append(("annotation.union", "cannot hold itself; list other annotators"))
-    scispacy = mapping(annotation.get("scispacy"))
-    if "scispacy" in used and not scispacy.get("path"):
-        errors.append(("annotation.scispacy.path", f"must be the folder of a pipeline, as {used['scispacy']} uses it"))
-    if "scispacy" in used and scispacy.get("types") and not scispacy.get("linker"):
-        errors.append(("annotation.scispacy.linker", "must be the folder of a linker, as types are asked for"))
-    radgraph = mapping(annotation.get("radgraph"))
-    published = mapping(radgraph.get("annotations"))
-    errors += [
-        (f"annotation.radgraph.annotations.{name}", f"{name!r} is not among datasets{nearest(name, datasets)}")
-        for name in published
-        if name not in datasets
-    ]
-    without = [name for name in listed_by_grids(config, "datasets") if name in datasets and name not in published]
-    if "radgraph" in used and without and not radgraph.get("path"):
-        message = f"must be hub or the folder of RadGraph's archives, as {used['radgraph']} uses it and annotations has"
-        errors.append(("annotation.radgraph.path", f"{message} no file of {', '.join(without)}"))
-    method = mapping(methods.get(analysis.get("method")))
-    if analysis and methods and "weights" not in method:
-        weighted = [name for name, method in methods.items() if "weights" in mapping(method)]
-        errors.append(
-            ("analysis.method", f"{analysis.get('method')!r} has no weights{nearest(analysis.get('method'), weighted)}")
-        )
-    return errors
-
-
-def annotators_used(config: Mapping[str, Any]) -> dict[str, str]:
-    """Annotator -> the key that asks for it, of all that the configured experiments use."""
-    annotation, analysis = mapping(config.get("annotation")), mapping(config.get("analysis"))
-    methods = mapping(config.get("methods"))
-    weighted = [*(entry.partition("@")[0] for entry in listed_by_grids(config, "methods")), analysis.get("method")]
-    asked = [(annotation.get("annotator"), "annotation.annotator")]
-    asked += [(name, "analysis.annotators") for name in items(analysis.get("annotators"))]
-    asked += [
-        (mapping(mapping(methods.get(name)).get("weights")).get("source"), f"methods.{name}.weights.source")
-        for name in weighted
-        if isinstance(name, str)
-    ]
-    if any(name == "random" for name, _ in asked):
-        asked.append((mapping(annotation.get("random")).get("like"), "annotation.random.like"))
-    if any(name == "union" for name, _ in asked):
-        asked += [(name, "annotation.union") for name in items(annotation.get("union"))]
-    return {name: key for name, key in reversed(asked) if isinstance(name, str)}
-
-
-def listed_by_grids(config: Mapping[str, Any], kind: str) -> list[str]:
-    """Entries of ``kind`` in the grids of the configured experiments."""
-    grids = mapping(config.get("grids"))
-    chosen = [mapping(grids.get(name)) for name in items(config.get("experiments")) if isinstance(name, str)]
-    entries = [entry for grid in chosen for entry in items(grid.get(kind))]
-    return list(dict.fromkeys(entry for entry in entries if isinstance(entry, str)))
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def exceeds(value: Any, limit: Any) -> bool:
-    return isinstance(value, int) and isinstance(limit, int) and value > limit
-
-
-def nearest(name: Any, known: Any) -> str:
-    """ "; did you mean X?", or what there is."""
-    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(map(str, known)) or 'none'}"
 
 
 def path_of(location: tuple[str | int, ...]) -> str:
@@ -302,7 +149,7 @@ def path_of(location: tuple[str | int, ...]) -> str:
     for index, part in enumerate(location):
         is_tag = index == 2 and location[0] == "methods" and part in METHODS
         if not is_tag and part != "[key]" and not str(part).startswith(("literal[", "list[", "constrained-")):
-            parts.append(str(part))
+            parts.append(shortened(str(part), ""))
     return ".".join(parts)
 
 
@@ -312,13 +159,19 @@ def describe(error: Mapping[str, Any]) -> str:
         known = known_keys(error["loc"][:-1])
         return f"unknown key{nearest(error['loc'][-1], known)}"
     if error["type"] == "missing":
-        return "is missing"
+        return (
+            "is missing; add it, or `like` an entry that has it" if error["loc"][0] in NAMED else "is missing; add it"
+        )
     if error["type"] == "method_kind":
         return error["msg"]
-    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] == "[key]":
-        return "a name becomes a folder: only letters, digits, and . _ - after the first"
-    given = error["input"]
-    shown = json.dumps(given, default=str) if not isinstance(given, Mapping | list) else type(given).__name__
+    if error["loc"][-1] == "[key]":
+        return "a name becomes a folder: only letters, digits, and . _ - after the first, and at most 60 of them"
+    given, limits = error["input"], error.get("ctx") or {}
+    shown = kind_of(given) if isinstance(given, Mapping | list) else shortened(json.dumps(given, default=str), "")
+    if error["type"] == "string_pattern_mismatch":
+        return f"{PATTERNS[limits['pattern']]}, not {shown}"
+    if error["type"] == "string_too_long":
+        return f"has {len(given):,} characters; at most {limits['max_length']} are allowed"
     wanted = re.sub(r"^(Input|String|List|Value) should", "must", error["msg"])
     wanted = re.sub(r"be a valid dictionary( or instance of \w+)?", "be a mapping", wanted)
     wanted = re.sub(r"(be a valid \w+).*", r"\1", wanted)

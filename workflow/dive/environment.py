@@ -22,6 +22,8 @@ def set_environment() -> None:
     """Set them for this process and those that it starts; libraries read some of them when they are first imported."""
     for name, value in OF_JOBS.items():
         os.environ.setdefault(name, value)
+    # torch keeps compiled kernels; its default is a folder in the temporary directory, where nobody would remove it.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.abspath(".snakemake/torchinductor"))
 
 
 def may_download() -> bool:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from dive.runs import end_with_run
+from dive.told import sentence_of
 from dive.warm import hand_over
 
 log = logging.getLogger("dive")
@@ -21,13 +23,19 @@ def logged(path: str | Path) -> Iterator[None]:
     """The frame of a job: send messages of the block to ``path`` and to standard error, and start and end quickly.
 
     Python warnings, and what transformers warns of (it prints that itself), join the log, so that a library's complaint
-    is never lost; an exception is recorded there. A block that ends well leaves what it cost, see `cost_file`. Where
-    there is a warm process (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
+    is never lost. An exception is recorded there with its stack; the terminal shows the stack of a program's fault, and
+    of an error that a user can mend only the sentence that says how (`dive.told`). The job ends with its run
+    (`dive.runs`). A block that ends well leaves what it cost, see `cost_file`. Where there is a warm process
+    (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
+
+    Raises:
+        SystemExit: with that sentence.
 
     A job imports what it needs within the block: torch and transformers leave a million objects that live as long as
     the process, and looking for garbage among them again and again, and once more at the end, took a third of the
     processor time of a short job. So garbage is looked for seldom, and at the end not among what is there then.
     """
+    end_with_run()
     hand_over()
     began = time.monotonic()
     gc.set_threshold(50_000, 20, 50)
@@ -46,10 +54,13 @@ def logged(path: str | Path) -> Iterator[None]:
     library.addHandler(file)
     try:
         yield
-    except BaseException:
-        # The traceback reaches the terminal through the interpreter; the file needs it written.
-        file.emit(log.makeRecord(log.name, logging.ERROR, "", 0, "failed", (), sys.exc_info()))
-        raise
+    except BaseException as error:
+        told = sentence_of(error)
+        # The file has the traceback in any case; the terminal gets it through the interpreter where it is all there is.
+        file.emit(log.makeRecord(log.name, logging.ERROR, "", 0, told or "failed", (), sys.exc_info()))
+        if told is None:
+            raise
+        sys.exit(told)
     else:
         _write_cost(cost_file(path), time.monotonic() - began)
     finally:

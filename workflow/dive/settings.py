@@ -10,13 +10,27 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+from dive.annotation.vocabulary import CLASSES
+from dive.bounds import (
+    Device,
+    Few,
+    Name,
+    Natural,
+    Note,
+    Part,
+    Place,
+    Positive,
+    Rate,
+    Seed,
+    SemanticType,
+    Share,
+    Size,
+    Title,
+    Weight,
+    real,
+    text,
+    whole,
+)
 
 
 class Strict(BaseModel):
@@ -29,23 +43,23 @@ class Grid(Strict):
     ``method@dataset`` is the method's adapter of another dataset, used on this one (transfer).
     """
 
-    datasets: Annotated[list[str], Field(min_length=1)]
-    backbones: Annotated[list[str], Field(min_length=1)]
-    methods: Annotated[list[str], Field(min_length=1)]
+    datasets: Annotated[list[str], Field(min_length=1, max_length=1000)]
+    backbones: Annotated[list[str], Field(min_length=1, max_length=1000)]
+    methods: Annotated[list[str], Field(min_length=1, max_length=1000)]
 
 
 class World(Strict):
     """The synthetic world that synthetic datasets and tiny backbones share."""
 
-    seed: Natural
-    image_size: Annotated[int, Field(ge=16)]
+    seed: Seed
+    image_size: whole(16, 4096)
 
 
 class Patients(Strict):
     """Patients of each official split of a synthetic dataset."""
 
     train: Positive
-    validate_: Annotated[int, Field(ge=1, alias="validate")]
+    validate_: Annotated[Positive, Field(alias="validate")]
     test: Natural
 
 
@@ -59,8 +73,8 @@ class Synthetic(Strict):
 class Fractions(Strict):
     """Shares of patients, where the convention draws them; the rest trains."""
 
-    validate_: Annotated[float, Field(gt=0, lt=1, alias="validate")]
-    test: Annotated[float, Field(gt=0, lt=1)]
+    validate_: Annotated[Part, Field(alias="validate")]
+    test: Part
 
 
 class Selection(Strict):
@@ -76,10 +90,10 @@ class Selection(Strict):
     duplicates: Literal["keep", "exclude"]
     convention: Literal["official", "official_valid", "own_split"]
     fractions: Fractions
-    split_seed: Natural
+    split_seed: Seed
     max_unreadable: Share
-    labels: str | None
-    reports: str | None
+    labels: Place | None
+    reports: Place | None
 
 
 class Pool(Strict):
@@ -94,10 +108,10 @@ class Pool(Strict):
 class Dataset(Strict):
     """A dataset on disk; a synthetic one is first written there."""
 
-    title: str
-    note: str | None = None
+    title: Title
+    note: Note | None = None
     reader: Literal["mimic_cxr", "chexpert_plus"]
-    root: str
+    root: Place
     synthetic: Synthetic | None = None
     selection: Selection
     pool: Pool
@@ -107,45 +121,45 @@ class Tiny(Strict):
     """A tiny backbone of a real transformers class and its training."""
 
     family: Literal["gemma3", "qwen2_5_vl"]
-    vocabulary: Annotated[int, Field(ge=300)]
-    pixels: Annotated[int, Field(ge=24, multiple_of=12)]
-    merge: Positive
-    width: Positive
-    layers: Positive
-    heads: Positive
-    mlp: Positive
-    vision_width: Positive
-    vision_layers: Positive
+    vocabulary: whole(300, 65_536)
+    pixels: whole(24, 960, multiple_of=12)
+    merge: Few
+    width: Size
+    layers: Few
+    heads: Few
+    mlp: Size
+    vision_width: Size
+    vision_layers: Few
     images: Positive
     vision_steps: Positive
-    vision_batch: Positive
+    vision_batch: Size
     vision_rate: Rate
     steps: Positive
-    batch: Positive
-    length: Positive
-    pairs: Annotated[int, Field(ge=2)]
+    batch: Few
+    length: whole(1, 4096)
+    pairs: whole(2, 1000)
     rate: Rate
 
 
 class Batch(Strict):
     """Images or studies that a model sees at a time; a matter of memory."""
 
-    vision: Positive
-    teacher: Positive
-    generation: Positive
-    training: Positive
+    vision: Size
+    teacher: Size
+    generation: Size
+    training: Size
 
 
 class Backbone(Strict):
     """A frozen vision-language model; a tiny one is first built."""
 
-    title: str
-    note: str | None = None
-    path: str
-    revision: str | None = None
+    title: Title
+    note: Note | None = None
+    path: Place
+    revision: Place | None = None
     tiny: Tiny | None = None
     dtype: Literal["float32", "bfloat16", "float16"]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+    device: text(r"^(auto|cpu|cuda(:\d{1,3})?|mps)$", 1000, "must be auto, cpu, cuda, cuda:<n> or mps")
     instruction: Annotated[str, Field(min_length=1)]
     image: dict[str, Any]
     compile: bool
@@ -164,16 +178,16 @@ SpanAnnotator = Literal[SPANS]
 class Scispacy(Strict):
     """A spaCy pipeline with entities."""
 
-    path: str | None
+    path: Place | None
     labels: list[str]
-    types: list[str]
-    linker: str | None
+    types: list[SemanticType]
+    linker: Place | None
 
 
 class RadGraphModel(Strict):
     """RadGraph's weights."""
 
-    path: str | None
+    path: Place | None
     archive: Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
     device: Device
 
@@ -181,14 +195,14 @@ class RadGraphModel(Strict):
 class Observations(RadGraphModel):
     """RadGraph's observations: published, or read by its weights."""
 
-    annotations: dict[str, str]
+    annotations: dict[str, Place]
     max_missing: Share
 
 
 class Idf(Strict):
     """The rarest words."""
 
-    share: Annotated[float, Field(gt=0, lt=1)]
+    share: Part
 
 
 class RandomTokens(Strict):
@@ -202,7 +216,7 @@ class Annotation(Strict):
 
     annotator: SpanAnnotator
     include_cues: bool
-    classes: Annotated[list[str], Field(min_length=1)]
+    classes: Annotated[list[Literal[CLASSES]], Field(min_length=1)]
     scispacy: Scispacy
     radgraph: Observations
     idf: Idf
@@ -230,13 +244,13 @@ class Analysis(Strict):
 class Decoding(Strict):
     """Greedy decoding, the same for every method."""
 
-    max_new_tokens: Positive
+    max_new_tokens: Size
 
 
 class Training(Strict):
     """What all trained methods share."""
 
-    max_report_tokens: Positive
+    max_report_tokens: Size
     validation_studies: Positive
     prefix_cache_gb: Weight
     checkpoint_seconds: Weight
@@ -252,9 +266,9 @@ class RadGraphF1(RadGraphModel):
 class CheXbert(Strict):
     """CheXbert F1; without a path it is not measured."""
 
-    path: str | None
-    encoder: Annotated[str, Field(min_length=1)]
-    batch: Positive
+    path: Place | None
+    encoder: Place
+    batch: Size
     device: Device
 
 
@@ -268,9 +282,9 @@ class Scores(Strict):
 class Significance(Strict):
     """How differences between methods are judged."""
 
-    resamples: Annotated[int, Field(ge=100)]
-    alpha: Annotated[float, Field(gt=0, lt=0.5)]
-    seed: Natural
+    resamples: whole(100, 1_000_000)
+    alpha: real(gt=0, lt=0.5)
+    seed: Seed
     margin: Weight
 
 
@@ -278,7 +292,7 @@ class Constant(Strict):
     """One training report for everybody."""
 
     kind: Literal["constant"]
-    title: str
+    title: Title
     group: Literal["control"]
 
 
@@ -289,7 +303,7 @@ class Prompt(Strict):
     """The backbone as it is, with or without demonstrations in its context."""
 
     kind: Literal["prompt"]
-    title: str
+    title: Title
     group: Group
     demonstrations: bool
     image: Literal["own", "blank"]
@@ -299,9 +313,9 @@ class External(Strict):
     """Reports of another system, read from a file a dataset (CSV or JSON Lines with study_uid and report)."""
 
     kind: Literal["external"]
-    title: str
+    title: Title
     group: Group
-    files: dict[str, str]
+    files: dict[str, Place]
 
 
 class Loss(Strict):
@@ -310,7 +324,7 @@ class Loss(Strict):
     kd: Weight
     ce: Weight
     hidden: Weight
-    temperature: Rate
+    temperature: real(ge=0.01, le=100)
 
 
 class Weights(Strict):
@@ -320,7 +334,7 @@ class Weights(Strict):
     eos: Rate
     source: Literal[(*SPANS, "random", *STATISTICS)] | None = None
     exponent: Weight = 1.0
-    level: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    level: real(ge=0, lt=1) = 0.1
 
 
 class Optimiser(Strict):
@@ -336,9 +350,9 @@ class Steering(Strict):
     """A steering method."""
 
     kind: Literal["steering"]
-    title: str
+    title: Title
     group: Group
-    layers: Literal["all"] | Annotated[list[Natural], Field(min_length=1)]
+    layers: Literal["all"] | Annotated[list[Natural], Field(min_length=1, max_length=1000)]
     positions: Literal["answer", "all"]
 
 
@@ -348,14 +362,14 @@ class Trained(Steering):
     weights: Weights
     loss: Loss
     optimiser: Optimiser
-    epochs: Positive
-    batch_size: Positive
+    epochs: Size
+    batch_size: Size
 
 
 TYPES: dict[str, Any] = {
-    "natural": Natural,
-    "positive": Positive,
-    "number": float,
+    "natural": whole(0, 65_536),
+    "positive": Size,
+    "number": real(),
     "weight": Weight,
     "rate": Rate,
     "share": Share,
@@ -431,7 +445,8 @@ def draws(method: Mapping[str, Any]) -> bool:
 def tag_of(method: Any) -> str | None:
     """Which model describes a method: its kind, or a steering method's module."""
     said = method if isinstance(method, Mapping) else vars(method) if isinstance(method, BaseModel) else {}
-    return said.get("module") if said.get("kind") == "steering" else said.get("kind")
+    tag = said.get("module") if said.get("kind") == "steering" else said.get("kind")
+    return tag if isinstance(tag, str) else None
 
 
 METHODS: dict[str, type[BaseModel]] = {
@@ -454,10 +469,10 @@ Method = Annotated[
 class Config(Strict):
     """The whole configuration."""
 
-    experiments: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[Natural], Field(min_length=1)]
-    shots: Positive
-    draws: Positive
+    experiments: Annotated[list[str], Field(min_length=1, max_length=1000)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
+    shots: Few
+    draws: Few
     demonstrations: Literal["per_query", "shared"]
     grids: dict[Name, Grid]
     world: World

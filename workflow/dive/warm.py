@@ -30,6 +30,8 @@ from pathlib import Path
 from threading import Thread
 from typing import NoReturn
 
+from dive import runs
+
 ADDRESS = "DIVE_WARM"
 """Environment variable of jobs: ``<process of the run>:<folder of the socket>``."""
 
@@ -58,15 +60,19 @@ KILLED = 128 + signal.SIGKILL
 """Exit status, by the shell's convention, of a job that ended without saying how."""
 
 
-def allow() -> None:
-    """Let the jobs that this process starts have a warm process, which ends with this one, however that ends."""
+def allow() -> list[Path]:
+    """Let the jobs that this process starts have a warm process, which ends with this one, however that ends.
+
+    Returns:
+        The folder that the warm process has while it lives; none where there will be none.
+    """
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):  # not Linux, or one before 5.3
-        return
+        return []
     # Nobody can be at this place before: who listens there is given the jobs.
     folder = Path(tempfile.gettempdir()) / f"dive-warm-{secrets.token_hex(8)}"
-    os.environ.setdefault(ADDRESS, f"{os.getpid()}:{folder}")
+    return [folder] if os.environ.setdefault(ADDRESS, f"{os.getpid()}:{folder}").endswith(str(folder)) else []
 
 
 def forbid() -> None:
@@ -96,7 +102,7 @@ def hand_over() -> None:
             except KeyboardInterrupt:
                 connection.sendall(bytes([signal.SIGINT]))
     if not status:
-        print("the job was killed, perhaps for want of memory", file=sys.stderr)
+        print("the job was killed (possibly out of memory)", file=sys.stderr)
     sys.exit(status[0] if status else KILLED)
 
 
@@ -135,7 +141,8 @@ def serve(folder: str, run: int) -> None:
                 os.close(of_run)
                 _become_job(connection)
             connection.close()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # the jobs of a killed run remove it too
+    runs.clear_after(run)
 
 
 def _become_job(connection: socket.socket) -> NoReturn:

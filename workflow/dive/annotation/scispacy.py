@@ -8,6 +8,8 @@ Pipeline and linker are read from folders; nothing is downloaded. scispaCy's own
 index of UMLS at every start, even for one in its cache, so it is left out of a pipeline and the linker is made here.
 """
 
+import configparser
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,22 @@ from dive.data.roots import DataError
 from dive.progress import log, progress
 
 UNUSED = ("tagger", "parser", "attribute_ruler", "lemmatizer", "senter")
+"""Components that a statistical recogniser does without; rules may need them."""
+
+SETTERS = {
+    "TAG": ("tagger",),
+    "POS": ("attribute_ruler", "morphologizer"),
+    "MORPH": ("attribute_ruler", "morphologizer"),
+    "LEMMA": ("attribute_ruler", "lemmatizer", "trainable_lemmatizer"),
+    "DEP": ("parser",),
+    "SENT_START": ("parser", "senter", "sentencizer"),
+    "IS_SENT_START": ("parser", "senter", "sentencizer"),
+}
+"""What a rule may ask of a token that the tokenizer does not know -> the factories of components that set it."""
+
+OTHERS = ("entity_ruler", "merge_entities", "ner", "span_ruler", "tok2vec", "transformer")
+"""Factories of components that set none of it. Of any other nobody here knows what it sets."""
+
 LINKER = "scispacy_linker"
 # Importing them registers the components that scispaCy's models name.
 COMPONENTS = ("scispacy.custom_tokenizer", "scispacy.custom_sentence_segmenter")
@@ -39,11 +57,46 @@ def pipeline_files(settings: Mapping[str, Any]) -> list[str]:
     return [str(path) for path in (*own, *parts, *linker) if path.exists()]
 
 
+def asked_of_tokens(patterns: Iterable[Any]) -> set[str]:
+    """Which of SETTERS' attributes the token patterns of a ruler ask for."""
+    tokens = [token for entry in patterns if isinstance(entry.get("pattern"), list) for token in entry["pattern"]]
+    return {key.upper() for token in tokens for key in token} & set(SETTERS)
+
+
+def pipeline_errors(path: str) -> list[str]:
+    """What the rules of the pipeline in a folder ask for and none of its components sets, told from its files alone.
+
+    A file that cannot be read is left to `load_pipeline`.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    errors = []
+    try:
+        config.read(f"{path}/config.cfg", encoding="utf-8")
+        names = json.loads(config["nlp"]["pipeline"])
+        factories = [json.loads(config[f"components.{name}"]["factory"]) for name in names]
+        for index, name in enumerate(names):
+            before = factories[:index]
+            if not set(before) <= {*OTHERS, *(one for setters in SETTERS.values() for one in setters)}:
+                break
+            for file in (Path(path, name, "patterns.jsonl"), Path(path, name, "patterns"), Path(path, f"{name}.jsonl")):
+                lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+                asked = asked_of_tokens(json.loads(line) for line in lines if line.strip())
+                errors += [
+                    f"annotation.scispacy.path: {name} in {path} has rules with {key}, which no component before it "
+                    f"sets; add {' or '.join(SETTERS[key])} before {name}, or rules with TEXT and LOWER only"
+                    for key in sorted(asked)
+                    if not set(SETTERS[key]) & set(before)
+                ]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, configparser.Error):
+        return errors
+    return errors
+
+
 def load_pipeline(path: str | None) -> Any:
-    """The pipeline at ``path`` without what entities do not need.
+    """The pipeline at ``path`` without what its entities do not need.
 
     Raises:
-        DataError: spaCy, the folder or a component is absent.
+        DataError: spaCy, the folder or a component is absent, or the pipeline cannot read a sentence.
     """
     try:
         import spacy
@@ -59,12 +112,26 @@ def load_pipeline(path: str | None) -> Any:
         except ImportError as error:
             log.info("scispacy: %s was not loaded (%s)", name, error)
     try:
-        pipeline = spacy.load(path, exclude=[*UNUSED, LINKER])
+        pipeline = spacy.load(path, exclude=[LINKER])
     except OSError as error:
         raise DataError(f"annotation.scispacy.path: {path} is no spaCy pipeline ({error})") from error
     except ValueError as error:
         raise DataError(
-            f"{path} has components or a tokenizer that are not installed; pip install scispacy ({error})"
+            f"annotation.scispacy.path: {path} has components or a tokenizer that are not installed, or rules that "
+            f"they do not serve; pip install scispacy ({error})"
+        ) from error
+    asked = set()
+    for _, component in pipeline.pipeline:
+        asked |= asked_of_tokens(getattr(component, "patterns", None) or ())
+        asked |= {str(getattr(component, "phrase_matcher_attr", "")).upper()} & set(SETTERS)
+    if not asked:
+        pipeline.select_pipes(disable=[name for name in UNUSED if name in pipeline.pipe_names])
+    try:
+        pipeline("No effusion is seen.")
+    except Exception as error:  # of a component, which may be anybody's
+        raise DataError(
+            f"annotation.scispacy.path: the pipeline at {path} cannot read a sentence; its rules may ask for what no "
+            f"component before them sets, such as POS or LEMMA: add the component, or rules without it ({error})"
         ) from error
     return pipeline
 

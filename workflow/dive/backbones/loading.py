@@ -20,6 +20,7 @@ from dive.backbones.families import family_of, rotary_positions
 from dive.backbones.files import check_model
 from dive.backbones.layers import find_decoder_layers
 from dive.backbones.prompts import Prompt, PromptBuilder
+from dive.backbones.requirements import image_errors, unsupported
 from dive.backbones.shared import Shared, SharedCache, common_length
 from dive.devices import claim_device, explained_memory, has_triton, upload
 from dive.progress import log
@@ -443,6 +444,11 @@ def load_backbone(settings: Mapping[str, Any]) -> Backbone:
     check_model(path, revision)
     shared = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **shared)
+    wrong = [f"image.{name}: {text}" for name, text in image_errors(config.model_type, settings.get("image") or {})]
+    if problem := unsupported(config.model_type):
+        wrong.insert(0, f"path: {problem}")
+    if wrong:
+        raise ValueError("\n".join(f"backbones.*.{line}" for line in wrong))
     tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **shared)
     unread = family_of(config.model_type, tokenizer).unread
     dtype = getattr(torch, settings.get("dtype", "float32"))

@@ -8,15 +8,15 @@ reader and the selection that the run will use. Seconds at full size. Nothing is
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dive.config import ConfigError, overlay, resolve
+from dive.backbones.check import check_backbones
+from dive.config import resolve
+from dive.configfiles import ConfigError, files_of, read_files
 from dive.data.estimates import Counts, Machine, estimate, missing_shape, shape_of
 from dive.data.images import image_size
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
@@ -188,12 +188,9 @@ def count_pool(name: str, pool: Mapping[str, int | None], found: Inspection) -> 
     return Counts(**{group: max(0, size) for group, size in counts.items()}, words=found.words, pixels=found.pixels)
 
 
-def read_config(files: list[str]) -> dict[str, Any]:
-    """config.yaml with its overlays, checked and complete, as Snakemake merges them."""
-    config: dict[str, Any] = {}
-    for file in files:
-        config = overlay(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {})
-    return resolve(config)
+def read_config(files: Sequence[str]) -> dict[str, Any]:
+    """config.yaml with its overlays, checked and complete."""
+    return resolve(read_files(files))
 
 
 def check_data(config: dict[str, Any], machine: Machine, sample: int = SAMPLE, tokens_a_word: float = 1.5) -> bool:
@@ -217,6 +214,10 @@ def check_data(config: dict[str, Any], machine: Machine, sample: int = SAMPLE, t
             print(f"  PROBLEM: {problem}")
         sound &= not found.problems
         print()
+    rows = [row for grid in grids for row in product(grid["datasets"], grid["backbones"], grid["methods"])]
+    for problem in check_backbones(config, rows):
+        print(f"PROBLEM: {problem}")
+        sound = False
     print_estimates(config, grids, counts, machine, tokens_a_word)
     return sound
 
@@ -281,10 +282,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens-a-word", type=float, default=1.5, help="of the tokenizer on reports")
     given, _ = parser.parse_known_args(arguments)  # other options are snakemake's, when make passes them
     try:
-        profiles = [yaml.safe_load((Path(folder) / "config.yaml").read_text()) for folder in given.profile]
-        overlays = [file for profile in profiles for file in profile.get("configfile", [])]
-        config = read_config(["config.yaml", *overlays, *given.configfile])
-    except (ConfigError, OSError, yaml.YAMLError) as error:
+        config = read_config(files_of(arguments)[0])
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     machine = Machine(given.tflops, given.bandwidth, given.layer_ms)

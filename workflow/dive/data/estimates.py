@@ -117,8 +117,11 @@ def shape_of(backbone: Mapping[str, Any]) -> Shape | None:
     """Shape of ``backbones.<name>``: by its tiny settings, its ``config.json``, or as published; None if unknown."""
     if backbone.get("tiny"):
         return tiny_shape(backbone["tiny"])
-    config = find_config(backbone["path"], backbone.get("revision"))
-    shape = read_shape(config) if config else PUBLISHED.get(backbone["path"])
+    try:
+        config = find_config(backbone["path"], backbone.get("revision"))
+        shape = read_shape(config) if config else PUBLISHED.get(backbone["path"])
+    except (OSError, ValueError, TypeError, AttributeError):  # `dive.backbones.check` says what is wrong with it
+        return None
     limit = backbone.get("image", {}).get("max_pixels")
     if shape is not None and shape.pixels_each and limit:
         shape = replace(shape, image_tokens=int(limit // shape.pixels_each))
@@ -127,12 +130,17 @@ def shape_of(backbone: Mapping[str, Any]) -> Shape | None:
 
 def missing_shape(backbone: Mapping[str, Any], name: str) -> str:
     """Why `shape_of` knows no shape of ``backbones.<name>``, and what to do."""
-    config = find_config(backbone["path"], backbone.get("revision"))
+    try:
+        config = find_config(backbone["path"], backbone.get("revision"))
+    except (OSError, ValueError):
+        config = {}
     if config is None:
         return (
             f"no config.json of backbones.{name}.path ({backbone['path']}) is on this machine; fetch the model or "
             "correct the path"
         )
+    if not isinstance(config, dict) or not config:
+        return f"the config.json of backbones.{name}.path is not what transformers writes; fetch the model again"
     return (
         f"its config.json has model_type {config.get('model_type')!r}, and estimates are made for "
         f"{' and '.join(FAMILIES)} alone"

@@ -390,4 +390,4 @@ def latex(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str]) 
         p = rf"\scriptsize {cells['p']}" if cells["p"] else ""
         lines.append(f"{head} & {cells['comparator']} & {number} & {p} & {verdict} " + r"\\")
     caption = "Claims of the abstract on this run, computed from the comparisons with the published baselines."
-    return float_table("claims", caption, r"@{}llr@{}lrl@{}", lines, notes)
+    return float_table(f"{layout.get('label', 'main')}-claims", caption, r"@{}llr@{}lrl@{}", lines, notes)

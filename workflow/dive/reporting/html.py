@@ -5,7 +5,7 @@ Nothing is loaded from elsewhere, and no text of a patient is in it: numbers, na
 
 import base64
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def write_report(
             for name, path in flows.items()
         ],
         claims=claims_section(*claims) if claims else None,
-        acceptance=acceptance_section(acceptance) if acceptance else None,
+        acceptance=acceptance_section(acceptance, vision) if acceptance else None,
         costs=cost_section(costs) if costs else None,
         settings=list(dotted(settings or {})),
         decisive=[decisive_section(entry) for entry in decisive],
@@ -182,13 +182,19 @@ def flow_section(
     }
 
 
-def acceptance_section(path: str) -> dict[str, Any]:
-    """Criteria as rows and dataset x backbone as columns: what was measured, its interval, whether it is met."""
-    accepted = read_json(path)
-    pairs = list(dict.fromkeys((row["dataset"], row["backbone"]) for row in accepted["rows"]))
+def acceptance_section(path: str, shown: Container[tuple[str, str]] | None = None) -> dict[str, Any]:
+    """Criteria as rows and dataset x backbone as columns: what was measured, its interval, whether it is met.
+
+    Args:
+        path: ``acceptance.json``, of everything that a run has.
+        shown: (dataset, backbone) of the page; None shows all.
+    """
+    rows = read_json(path)["rows"]
+    rows = [row for row in rows if shown is None or (row["dataset"], row["backbone"]) in shown]
+    pairs = list(dict.fromkeys((row["dataset"], row["backbone"]) for row in rows))
     # The finding with the lowest AUROC differs from world to world; its name belongs to the cell.
     lines: dict[str, dict[str, Any]] = {}
-    for row in accepted["rows"]:
+    for row in rows:
         criterion, _, detail = row["criterion"].partition(" (")
         line = lines.setdefault(criterion, {"criterion": criterion, "wanted": row["threshold"], "cells": {}})
         interval = row["interval"]
@@ -199,8 +205,8 @@ def acceptance_section(path: str) -> dict[str, Any]:
             "detail": detail.rstrip(")"),
         }
     return {
-        "met": accepted["met"],
-        "criteria": accepted["criteria"],
+        "met": sum(row["met"] for row in rows),
+        "criteria": len(rows),
         "pairs": pairs,
         "lines": [{**line, "cells": [line["cells"].get(pair) for pair in pairs]} for line in lines.values()],
     }

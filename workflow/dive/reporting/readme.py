@@ -65,7 +65,7 @@ def verdicts(path: Path) -> str:
 def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
     """What a folder of results gives: the blocks of the main experiment, or ``<experiment>`` and its verdicts."""
     table = str(folder / "tables" / f"{experiment}.csv")
-    judged = folder / "tables/claims.md"
+    judged = folder / f"tables/{experiment}-claims.md"
     whole = f"```\n{format_table(table).strip()}\n```"
     if experiment != "main":
         return {experiment: whole, f"{experiment}_verdicts": verdicts(judged)}
@@ -80,9 +80,10 @@ def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
     }
 
 
-def main(results: str, experiment: str, documents: Sequence[str], mermaid: str) -> None:
-    """Fill the blocks of the documents that a run of one experiment gives; the others stay."""
-    blocks = blocks_of(Path(results), experiment, mermaid)
+def main(results: str, experiments: str, documents: Sequence[str], mermaid: str) -> None:
+    """Fill the blocks of the documents that a run of some experiments (``main,baselines``) gives; the others stay."""
+    names = [name for name in experiments.split(",") if name]
+    blocks = {key: text for name in names for key, text in blocks_of(Path(results), name, mermaid).items()}
     for document in documents:
         text = fill(Path(document).read_text(encoding="utf-8"), blocks)
         with atomic_path(document) as temporary:

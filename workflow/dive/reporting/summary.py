@@ -1,20 +1,24 @@
 """What a run says at its end: how the synthetic world was accepted, the table, the claims, and where everything is.
 
-Run as a module: ``python -m dive.reporting.summary results main``.
+Run as a module: ``python -m dive.reporting.summary results main,baselines``; without names it shows the experiments of
+the configuration.
 """
 
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
+from dive.configfiles import files_of, read_files
 from dive.reporting.tables import format_table
 
 PLACES = {
-    "tables/claims.csv": "every claim of the abstract with its estimate, interval and verdict; .tex for a paper",
+    "tables/{experiment}-claims.csv": "the abstract's claims with estimate, interval and verdict; .tex for a paper",
     "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
     "tables/{experiment}-significance.tex": "ours against each published method; 2x2, mechanisms, termination beside",
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
-    "report/index.html": "the page about what was run",
+    "report/{experiment}/index.html": "the page about what was run",
+    "report/index.html": "the list of the pages of all grids, those of earlier runs included",
     "world/acceptance.md": "the acceptance of the synthetic world, on validation",
     "world/lexicon.md": "how far the lexicon scores agree with the synthetic truth",
     "costs/rules.md": "the measured wall time of every rule",
@@ -36,9 +40,12 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
     parts = []
     if (acceptance := folder / "world/acceptance.md").is_file():
         parts.append(acceptance.read_text(encoding="utf-8"))
-    parts += [format_table(str(path)) for name in experiments if (path := folder / f"tables/{name}.csv").is_file()]
-    if (claims := folder / "tables/claims.md").is_file():
-        parts.append(claims.read_text(encoding="utf-8"))
+    for name in experiments:
+        if (table := folder / f"tables/{name}.csv").is_file():
+            parts += [f"Grid {name}:"] if len(experiments) > 1 else []
+            parts.append(format_table(str(table)))
+        if (claims := folder / f"tables/{name}-claims.md").is_file():
+            parts.append(claims.read_text(encoding="utf-8"))
     places = {
         place.format(experiment=name): what.format(experiment=name)
         for place, what in PLACES.items()
@@ -55,12 +62,21 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
 def left_over(tables: Path, experiments: Sequence[str]) -> str:
     """Names of the tables that earlier configurations left, of none of these experiments."""
     names = sorted(path.stem for path in tables.glob("*.tex"))
-    return ", ".join(
-        name for name in names if name != "claims" and not any(f"{name}-".startswith(f"{one}-") for one in experiments)
-    )
+    return ", ".join(name for name in names if not any(f"{name}-".startswith(f"{one}-") for one in experiments))
+
+
+def named_or_configured(arguments: Sequence[str]) -> list[str]:
+    """Experiments that a command names, as ``main,baselines`` or one by one; else those that are configured.
+
+    Args:
+        arguments: names, then options of snakemake, of which ``--configfile`` and ``--profile`` are read.
+    """
+    named = takewhile(lambda argument: not argument.startswith("-"), arguments)
+    names = [name for argument in named for name in argument.split(",") if name]
+    return list(dict.fromkeys(names or map(str, read_files(files_of(arguments)[0]).get("experiments", []))))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("usage: python -m dive.reporting.summary results main [another experiment ...]")
-    sys.stdout.write(summarise_run(sys.argv[1], sys.argv[2:]))
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m dive.reporting.summary results [main,baselines]")
+    sys.stdout.write(summarise_run(sys.argv[1], named_or_configured(sys.argv[2:])))
