@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from dive.files import read_json
 from dive.reporting.latex import compile_tables
 from tests.project import ROOT, Project
 
