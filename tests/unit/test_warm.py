@@ -1,6 +1,8 @@
 """The warm process: a fork is the job that its script asked for, and neither side outlives its purpose."""
 
+import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dive import warm
+from dive import runs, warm
 from tests.project import Project
 
 pytest.importorskip("snakemake", reason="the warm process has it, too")
@@ -47,7 +49,7 @@ def warm_processes(address: str) -> list[int]:
 
 RUN = f"""
 import os, sys
-from dive import warm
+from dive import runs, warm
 warm.allow()
 print(os.environ["{warm.ADDRESS}"], flush=True)
 sys.stdin.read()
@@ -242,3 +244,17 @@ def test_snakemake_tells_its_jobs(tmp_path: Path, address: str, monkeypatch: pyt
     assert "\nFalse\n" in project.snakemake("--mode", "remote", "--cores", "1", "--force", target)
     project.edit("config.yaml", "    device: cpu ", "    device: auto ")
     assert "\nFalse\n" in project.snakemake("--cores", "1", "--force", target)
+
+
+def test_one_whose_run_is_gone_before_it_starts_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder, of_run, record = tmp_path / "dive-warm-1", tmp_path / "snakemake1", tmp_path / "record.json"
+    folder.mkdir()
+    of_run.mkdir()
+    said = {"machine": platform.node(), "process": gone.pid, "started": "", "folders": [str(of_run)]}
+    record.write_text(json.dumps(said))
+    monkeypatch.setenv(runs.RUN, str(record))
+    warm.serve(str(folder), gone.pid)
+    assert not folder.exists()
+    assert not of_run.exists()

@@ -131,7 +131,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
 def test_a_killed_run_leaves_no_process_no_folder_and_no_riddle(fresh: Project, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    (fresh.folder / "few.yaml").write_text(yaml.safe_dump(FEW))
+    long = {"backbones": {"tiny-gemma3": {"tiny": {"vision_steps": 100_000}}}}
+    (fresh.folder / "few.yaml").write_text(yaml.safe_dump({**FEW, **long}))
     environment = {
         **os.environ,
         "PATH": f"{SNAKEMAKE.parent}{os.pathsep}{os.environ['PATH']}",
@@ -150,7 +151,7 @@ def test_a_killed_run_leaves_no_process_no_folder_and_no_riddle(fresh: Project, 
         run.wait()
     assert list((fresh.folder / ".snakemake/locks").iterdir())
     wait_for(lambda: not processes_of(fresh.folder), 30)
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == [], (fresh.folder / "said.txt").read_text()
     done = subprocess.run(
         [*command, "--", DATASET], cwd=fresh.folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -125,9 +125,15 @@ def _start(folder: str, run: str) -> None:
 
 def serve(folder: str, run: int) -> None:
     """Import the libraries, then fork for every job that asks at the socket in ``folder``, while process ``run`` is."""
-    of_run = os.pidfd_open(run)
+    try:
+        of_run = os.pidfd_open(run)
+    except ProcessLookupError:  # killed before this process was there
+        _leave(folder, run)
+        return
     for name in LIBRARIES:
         import_module(name)
+    if not Path(folder).is_dir():  # the jobs of a killed run remove it
+        return
     gc.collect()
     gc.freeze()  # a fork's collector then touches, and so copies, nothing of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the forks
@@ -141,7 +147,12 @@ def serve(folder: str, run: int) -> None:
                 os.close(of_run)
                 _become_job(connection)
             connection.close()
-    shutil.rmtree(folder, ignore_errors=True)  # the jobs of a killed run remove it too
+    _leave(folder, run)
+
+
+def _leave(folder: str, run: int) -> None:
+    """Remove this process's folder, and what a killed run could not remove."""
+    shutil.rmtree(folder, ignore_errors=True)
     runs.clear_after(run)
 
 
