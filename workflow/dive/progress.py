@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from dive.software import note
 from dive.warm import hand_over
 
 log = logging.getLogger("dive")
@@ -21,8 +22,9 @@ def logged(path: str | Path) -> Iterator[None]:
     """The frame of a job: send messages of the block to ``path`` and to standard error, and start and end quickly.
 
     Python warnings, and what transformers warns of (it prints that itself), join the log, so that a library's complaint
-    is never lost; an exception is recorded there. A block that ends well leaves what it cost, see `cost_file`. Where
-    there is a warm process (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
+    is never lost; an exception is recorded there. A block that ends well leaves what it cost, see `cost_file`, and with
+    which packages it ran (`dive.software`). Where there is a warm process (`dive.warm`) this call does not return: a
+    fork of it runs the script from its beginning.
 
     A job imports what it needs within the block: torch and transformers leave a million objects that live as long as
     the process, and looking for garbage among them again and again, and once more at the end, took a third of the
@@ -52,6 +54,7 @@ def logged(path: str | Path) -> Iterator[None]:
         raise
     else:
         _write_cost(cost_file(path), time.monotonic() - began)
+        note(path)
     finally:
         for logger in loggers:
             logger.removeHandler(file)
