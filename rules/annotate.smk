@@ -19,7 +19,7 @@ rule annotate:
         content=content_for_annotator,
         # Found by the content of texts and weights, and shared with the scores; no rule depends on it.
         remembered="results/remembered",
-        code=code_of_annotator("scripts/annotate.py"),
+        code=code_of("scripts/annotate.py"),
     message:
         "{wildcards.dataset}: annotating decisive spans by {wildcards.annotator}"
     script:

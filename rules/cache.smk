@@ -22,7 +22,7 @@ rule cache_vision:
         source=source_of,
         images=images_of,
         root=root_of,
-        max_unreadable=lookup(dpath="datasets/{dataset}/selection/max_unreadable", within=config),
+        max_unreadable=limit_of,
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         partial="results/checkpoints/cache_vision/{dataset}/{backbone}",
         code=code_version("scripts/cache_vision.py"),

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from itertools import product
+from pathlib import Path
 
 from dive import runs, warm
 from dive.annotation.scispacy import needed_files, pipeline_errors, pipeline_files
@@ -15,7 +16,7 @@ from dive.crosschecks import annotators_used
 from dive.data.roots import check_root
 from dive.environment import set_environment
 from dive.scores.assets import absent_graphs, absent_weights, located
-from dive.provenance import code_version, module_of
+from dive.provenance import code_version, decisive, module_of, packages_of
 from dive.reporting.ablations import contrasts_of
 from dive.settings import SPANS as ANNOTATORS, STATISTICS, draws, reads_demonstrations, reads_layers
 
@@ -121,35 +122,58 @@ def probe_demonstrations(wildcards):
     return demonstrations_file(wildcards.dataset, config["seeds"][0])
 
 
-def seeds_of(wildcards):
+def seeds_of_method(name):
     """Seeds of a method; one that draws nothing at random has a single run."""
-    method = config["methods"][wildcards.method]
-    return config["seeds"] if draws(method) else [0]
+    return config["seeds"] if draws(config["methods"][name]) else [0]
+
+
+def seeds_of(wildcards):
+    """Seeds of the method that a job is about."""
+    return seeds_of_method(wildcards.method)
 
 
 # What a job depends on beside files: the narrowest slice of the configuration, and its code.
 
 
 def backbone_for(batch):
-    """A function for the settings of a backbone that a job uses, its place aside; of the batch sizes only its own."""
-    unread = ("tiny", "path", "revision", *(["compile"] if batch == "vision" else []))  # the tower is not compiled
+    """A function for the settings of a backbone that decide what a job makes; of the batch sizes at most its own."""
+    # The tower is not compiled and reads no text.
+    unread = ("tiny", "path", "revision", *(["compile", "instruction"] if batch == "vision" else []))
 
     def settings(wildcards):
         chosen = {key: value for key, value in config["backbones"][wildcards.backbone].items() if key not in unread}
-        return {**chosen, "batch": {batch: chosen["batch"][batch]}}
+        return decisive({**chosen, "batch": {batch: chosen["batch"][batch]}})
 
     return settings
+
+
+def without(key, settings):
+    """Settings without one that decides how a job runs, or whether it stops, and not what it makes."""
+    return {name: value for name, value in settings.items() if name != key}
 
 
 # Of training, what decides its outcome: prefix cache and checkpoints only decide how soon it is there.
 TRAINING = {key: config["training"][key] for key in ("max_report_tokens", "validation_studies")}
 
 
-def code_of_method(script):
-    """A function for the code version of a script together with the module that the method's settings name."""
+def loaded_by_name(name, wildcards):
+    """Modules that a job of a rule loads by name, so that no import leads to them."""
+    if name in ("distill", "generate"):
+        return module_of(config["methods"][wildcards["method"]])
+    if name == "annotate":
+        return [f"dive.annotation.{part}" for part in parts_of(wildcards["annotator"])]
+    if name == "split":
+        return [f"dive.data.{config['datasets'][wildcards['dataset']]['reader']}"]
+    if name == "score":
+        return [f"dive.scores.{model}" for model, settings in SCORERS.items() if settings]
+    return []
+
+
+def code_of(script):
+    """A function for the code version of a script together with the modules that a job loads by name."""
 
     def version(wildcards):
-        return code_version(script, *module_of(config["methods"][wildcards.method]))
+        return code_version(script, *loaded_by_name(Path(script).stem, wildcards))
 
     return version
 
@@ -248,18 +272,14 @@ def annotator_settings(annotator, is_read):
     return {"annotator": annotator, **own}
 
 
-def code_of_annotator(script):
-    """A function for the code version of a script with the annotators that it loads by name."""
-
-    def version(wildcards):
-        return code_version(script, *(f"dive.annotation.{part}" for part in parts_of(wildcards.annotator)))
-
-    return version
+def reads_teacher(method):
+    """Whether a method's loss asks for the teacher; with kd = 0 it learns from the reports alone."""
+    return method.get("loss", {}).get("kd", 0) != 0
 
 
 def teacher_of(wildcards):
-    """The cached teacher of every draw, for a method whose loss asks for it; with kd = 0 it learns from the reports alone."""
-    if config["methods"][wildcards.method].get("loss", {}).get("kd", 0) == 0:
+    """The cached teacher of every draw, for a method that learns from it."""
+    if not reads_teacher(config["methods"][wildcards.method]):
         return []
     folder = "results/teacher/{dataset}/{backbone}/k{shots}/seed{seed}{draw}"
     return expand(folder, shots=config["shots"], draw=DRAWS, **wildcards)
@@ -325,9 +345,14 @@ def generations_of(wildcards):
     return expand(f"{folder}/seed{{seed}}.parquet", seed=seeds_of(wildcards), **wildcards)
 
 
+def known_pairs():
+    """Every selected dataset and backbone for which the synthetic world answers."""
+    return [(d, b) for d, b in PAIRS if d in SYNTHETIC and b in TINY]
+
+
 def probes():
-    """The probes of every selected dataset and backbone for which the synthetic world answers."""
-    return [f"results/world/{d}/{b}.json" for d, b in PAIRS if d in SYNTHETIC and b in TINY]
+    """The probes of these."""
+    return [f"results/world/{dataset}/{backbone}.json" for dataset, backbone in known_pairs()]
 
 
 def acceptance(suffix):

@@ -3,7 +3,7 @@
 Snakemake compares times of inputs and the text of parameters. Times say nothing about these files: a folder has a new one
 when a note is put into it, and none when a file deep in it is rewritten. So they are no inputs, or ancient ones, and
 parameters hold digests of what is read of them. Where they lie are parameters with `input` among the arguments of their
-function: such ones Snakemake does not compare.
+function: such ones Snakemake does not compare. So are those that decide how a job runs or whether it stops.
 """
 
 from dive.backbones.files import describe_model, fetch_model
@@ -67,8 +67,12 @@ def reports_place_of(wildcards, input):
 
 def selection_of(wildcards):
     """How studies are selected, without the place of their reports."""
-    selection = config["datasets"][wildcards.dataset]["selection"]
-    return {key: value for key, value in selection.items() if key != "reports"}
+    return without("reports", without("max_unreadable", config["datasets"][wildcards.dataset]["selection"]))
+
+
+def limit_of(wildcards, input):
+    """The share of unreadable files above which a job stops: what was made under a lower limit stays."""
+    return config["datasets"][wildcards.dataset]["selection"]["max_unreadable"]
 
 
 def data_of(wildcards):
@@ -102,8 +106,8 @@ def images_of(wildcards):
 
 
 def source_of(wildcards, input):
-    """Where a backbone lies, by a place on this machine or a name on the hub."""
-    return {key: config["backbones"][wildcards.backbone][key] for key in ("path", "revision")}
+    """Where a backbone lies, by a place on this machine or a name on the hub, and how much of it is run at once."""
+    return {key: config["backbones"][wildcards.backbone][key] for key in ("path", "revision", "batch")}
 
 
 def weights_of(wildcards):
@@ -141,7 +145,7 @@ def content_of_model(name, settings):
     """Settings and files of a model that scores or annotates, without their places; None without a model."""
     if not settings:
         return None
-    kept = {key: value for key, value in settings.items() if key not in ("path", "encoder")}
+    kept = {key: value for key, value in settings.items() if key not in ("path", "encoder", "batch", "max_missing")}
     encoder = encoder_of(name, settings)
     if encoder:
         describe = lambda: describe_model(encoder, None, MEMORY, weights=False)
@@ -171,7 +175,7 @@ def content_for_annotator(wildcards):
     kept = lambda settings: {
         key: [kept(part) for part in value] if key == "parts" else value
         for key, value in settings.items()
-        if key not in ("path", "linker")
+        if key not in ("path", "linker", "max_missing")
     }
     of_weights = is_read_by_weights(wildcards)
     pipeline = config["annotation"]["scispacy"] if "scispacy" in parts_of(wildcards.annotator) else None

@@ -69,7 +69,8 @@ rule split:
         data=data_of,
         root=root_of,
         reports=reports_place_of,
-        code=code_version("scripts/split.py"),
+        max_unreadable=limit_of,
+        code=code_of("scripts/split.py"),
     message:
         "{wildcards.dataset}: reading and selecting studies"
     script:

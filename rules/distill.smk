@@ -32,7 +32,7 @@ rule distill:
         credentialed=is_credentialed,
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         checkpoint="results/checkpoints/distill/{dataset}/{backbone}/{method}/seed{seed}",
-        code=code_of_method("scripts/distill.py"),
+        code=code_of("scripts/distill.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}, seed {wildcards.seed}: training"
     script:

@@ -88,12 +88,28 @@ def summaries_of(wildcards):
     return [f"results/scores/{'/'.join(row)}/summary.json" for row in select_rows(wildcards.experiment)]
 
 
-def layout_of(experiment):
-    """Titles, notes and groups of what is in an experiment's table, in the order of the configuration."""
-    shown = {
-        kind: {name: config["presentation"][kind][name] for name in names}
+def shown_of(experiment, keys):
+    """What a table or figure says of the datasets, backbones and methods of an experiment, in the grid's order."""
+    entries = config["presentation"]
+    return {
+        kind: {name: {key: entries[kind][name][key] for key in keys if key in entries[kind][name]} for name in names}
         for kind, names in config["grids"][experiment].items()
     }
+
+
+def titles_for(wildcards):
+    """Titles and groups of what is in the table of the experiment that a job is about."""
+    return shown_of(wildcards.experiment, ("title", "group"))
+
+
+def judged_by(*keys):
+    """Settings of the tests between methods that a table reads."""
+    return {key: config["significance"][key] for key in keys}
+
+
+def layout_of(experiment):
+    """What an experiment's tables say beside numbers: titles and groups, notes, and how it was measured."""
+    shown = shown_of(experiment, ("title", "note", "group"))
     for name, entry in shown["datasets"].items():
         selection = config["datasets"][name]["selection"]
         named = ("section", "unit", "views", "convention", "fractions")
@@ -101,13 +117,21 @@ def layout_of(experiment):
     return {
         **shown,
         "label": experiment,
-        **{key: config[key] for key in ("shots", "seeds", "significance")},
+        "shots": config["shots"],
+        "seeds": config["seeds"],
+        "significance": judged_by("alpha", "resamples"),
     }
 
 
 def layout_for(wildcards):
     """The layout of the experiment that a job is about."""
     return layout_of(wildcards.experiment)
+
+
+def claims_layout_for(wildcards):
+    """The layout of the claims of this experiment, with the margin of a competitive score."""
+    judged = judged_by("alpha", "resamples", "margin")
+    return {**layout_of(wildcards.experiment), "significance": judged}
 
 
 def pairs_in(experiment):
@@ -150,7 +174,7 @@ def adapters_in_table(wildcards):
     return [f"results/adapters/{d}/{b}/{m}/seed{seed}" for d, b, m, seed in adapter_keys_in_table(wildcards)]
 
 
-def comparison_tables(experiment):
+def tables_beside(experiment):
     """The tables beside the main one for which an experiment has rows."""
     ours, published, ablations = (grouped(experiment, group) for group in ("ours", "published", "ablation"))
     wanted = {
@@ -159,7 +183,7 @@ def comparison_tables(experiment):
         "factorial": contrasts_of(methods_in(experiment), ours),
         "mechanisms": ours and ablations,
     }
-    return [f"results/tables/{experiment}-{table}.tex" for table, rows in wanted.items() if rows]
+    return [table for table, rows in wanted.items() if rows]
 
 
 def adapters_of(wildcards):
@@ -212,14 +236,20 @@ def shown_settings(wildcards):
     """The settings that a page shows: those that decide numbers, of what was run; no places on this machine."""
     methods = methods_in(wildcards.experiment)
     return {
-        **{
-            key: config[key]
-            for key in ("seeds", "shots", "draws", "demonstrations", "decoding", "annotation", "analysis")
+        **{key: config[key] for key in ("seeds", "shots", "draws", "demonstrations", "decoding", "analysis")},
+        "annotation": {
+            **config["annotation"],
+            "radgraph": without("max_missing", config["annotation"]["radgraph"]),
         },
-        "scores": {name: settings and {**settings, "path": "given"} for name, settings in SCORERS.items()},
+        "scores": {
+            name: settings and {**without("batch", settings), "path": "given"} for name, settings in SCORERS.items()
+        },
         "training": TRAINING,
         "datasets": {
-            name: {key: config["datasets"][name][key] for key in ("selection", "pool")}
+            name: {
+                "selection": without("max_unreadable", config["datasets"][name]["selection"]),
+                "pool": config["datasets"][name]["pool"],
+            }
             for name in datasets_of(wildcards)
         },
         "methods": {
@@ -242,6 +272,6 @@ def made_at_the_end():
     )
     views = [f"results/report/tokens/{dataset}.html" for dataset in VIEWED]
     known = ["results/world/lexicon.md"] if KNOWN else []
-    tables = [path for experiment in config["experiments"] for path in comparison_tables(experiment)]
+    tables = [f"results/tables/{name}-{table}.tex" for name in config["experiments"] for table in tables_beside(name)]
     tables += sparsity("tex")
     return [*ends, *tables, *views, "results/report/index.html", *acceptance("md"), *known]

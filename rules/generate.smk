@@ -29,7 +29,7 @@ rule generate:
         decoding=lookup(dpath="decoding", within=config),
         # Outside the declared output, which Snakemake deletes on failure: a second try resumes.
         partial="results/checkpoints/generate/{dataset}/{backbone}/{method}/seed{seed}.jsonl",
-        code=code_of_method("scripts/generate.py"),
+        code=code_of("scripts/generate.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}, seed {wildcards.seed}: writing reports"
     script:

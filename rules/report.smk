@@ -26,7 +26,7 @@ rule plot:
         mem_mb=1000,
     params:
         rows=rows_of,
-        layout=layout_for,
+        layout=titles_for,
         code=code_version("scripts/plot.py"),
     message:
         "{wildcards.experiment}: drawing the figures"

@@ -26,7 +26,7 @@ rule score:
         words=content_of(VOCABULARY),
         # Found by the content of texts and weights, so it is right whenever it is there; no rule depends on it.
         remembered="results/remembered",
-        code=code_version("scripts/score.py"),
+        code=code_of("scripts/score.py"),
     message:
         "{wildcards.dataset}, {wildcards.backbone}, {wildcards.method}: scoring"
     script:
@@ -49,7 +49,7 @@ rule compare:
         methods=compared_methods,
         ours=compared_ours,
         contrasts=compared_contrasts,
-        settings={key: config["significance"][key] for key in ("resamples", "alpha", "seed")},
+        settings=judged_by("resamples", "alpha", "seed"),
         code=code_version("scripts/compare.py"),
     message:
         "{wildcards.experiment}, {wildcards.dataset}, {wildcards.backbone}: comparing methods"

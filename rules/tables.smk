@@ -80,7 +80,7 @@ rule claim:
         mem_mb=500,
     params:
         pairs=pairs_of,
-        layout=layout_for,
+        layout=claims_layout_for,
         code=code_version("scripts/claim.py"),
     message:
         "{wildcards.experiment}: holding the claims of the abstract against the comparisons"

@@ -6,7 +6,7 @@ with logged(snakemake.log[0]):
     from dive.analyses.tokens import analyse_tokens
 
     analyse_tokens(
-        backbone={**snakemake.params.backbone, **snakemake.params.source},
+        backbone={**snakemake.params.source, **snakemake.params.backbone},
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
         demonstrations=snakemake.input.demonstrations,

@@ -6,7 +6,7 @@ with logged(snakemake.log[0]):
     from dive.distillation.cache import cache_teacher
 
     cache_teacher(
-        backbone={**snakemake.params.backbone, **snakemake.params.source},
+        backbone={**snakemake.params.source, **snakemake.params.backbone},
         studies=snakemake.input.studies,
         demonstrations=snakemake.input.demonstrations,
         vision=snakemake.input.vision,

@@ -6,7 +6,7 @@ with logged(snakemake.log[0]):
     from dive.backbones.vision import cache_vision
 
     cache_vision(
-        backbone={**snakemake.params.backbone, **snakemake.params.source},
+        backbone={**snakemake.params.source, **snakemake.params.backbone},
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
         root=snakemake.params.root,

@@ -10,7 +10,7 @@ with logged(snakemake.log[0]):
     from dive.distillation.training import distill
 
     distill(
-        backbone={**snakemake.params.backbone, **snakemake.params.source},
+        backbone={**snakemake.params.source, **snakemake.params.backbone},
         method=snakemake.params.method,
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,

@@ -6,7 +6,7 @@ with logged(snakemake.log[0]):
     from dive.generation import generate_reports
 
     generate_reports(
-        backbone={**snakemake.params.backbone, **snakemake.params.source},
+        backbone={**snakemake.params.source, **snakemake.params.backbone},
         method=snakemake.params.method,
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,

@@ -9,7 +9,11 @@ with logged(snakemake.log[0]):
         dataset=snakemake.wildcards.dataset,
         reader=snakemake.params.reader,
         root=snakemake.params.root,
-        selection={**snakemake.params.selection, "reports": snakemake.params.reports},
+        selection={
+            **snakemake.params.selection,
+            "reports": snakemake.params.reports,
+            "max_unreadable": snakemake.params.max_unreadable,
+        },
         studies=snakemake.output.studies,
         excluded=snakemake.output.excluded,
         counts=snakemake.output.counts,

@@ -93,8 +93,23 @@ class Project:
         table = re.findall(r"^(\w+) +(\d+)$", printed.rpartition("Job stats:")[2], flags=re.MULTILINE)
         return {rule: int(count) for rule, count in table if rule not in ("all", "total")}
 
+    def remove(self, *paths: str) -> None:
+        """Delete files and folders, which must be there."""
+        for path in paths:
+            place = self.folder / path
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
+
+    def files(self, *arguments: str) -> set[str]:
+        """What the jobs of a complete run make."""
+        return {row[0] for row in self._summary(*arguments)}
+
     def planned_files(self, *arguments: str) -> set[str]:
         """Files that a run would make anew."""
+        return {row[0] for row in self._summary(*arguments) if row[5] != "no update"}
+
+    def _summary(self, *arguments: str) -> list[list[str]]:
         lines = self.snakemake("--summary", *arguments).splitlines()
-        rows = [line.split("\t") for line in lines if line.count("\t") == 5]
-        return {row[0] for row in rows[1:] if row[5] != "no update"}
+        return [line.split("\t") for line in lines if line.count("\t") == 5][1:]

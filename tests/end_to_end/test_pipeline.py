@@ -113,6 +113,18 @@ def test_results_name_no_machine_and_no_user(run: tuple[Project, str]) -> None:
         assert place not in path.read_text(encoding="utf-8"), path
 
 
+def test_every_job_notes_its_packages(run: tuple[Project, str]) -> None:
+    """A file for each cost that was measured; the run after it has nothing to say of them."""
+    project, _ = run
+    jobs = {
+        path.relative_to(project.folder / "benchmarks").with_suffix("")
+        for path in project.folder.glob("benchmarks/**/*.tsv")
+    }
+    notes = list((project.folder / "results/software").rglob("*.json"))
+    assert {path.relative_to(project.folder / "results/software").with_suffix("") for path in notes} == jobs
+    assert {"python", "numpy", "torch", "transformers"} <= set(json.loads(notes[0].read_text(encoding="utf-8")))
+
+
 def test_training_again_gives_the_same_bytes(run: tuple[Project, str]) -> None:
     """The adapter and its course on validation; training.csv also holds seconds, which never repeat.
 
@@ -142,3 +154,31 @@ def test_the_acceptance_is_honest(run: tuple[Project, str]) -> None:
     verdict = json.loads((project.folder / "results/world/acceptance.json").read_text(encoding="utf-8"))
     assert verdict["criteria"] == 3 * 8
     assert verdict["met"] < verdict["criteria"]
+
+
+def test_dvc_records_a_run_sees_edits_of_all_code_and_brings_back_what_was_deleted(run: tuple[Project, str]) -> None:
+    project, _ = run
+
+    def dvc(*command: str) -> str:
+        done = project.run("dvc", *command)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    project.edit("dvc.yaml", "  - snakemake: snakemake", "  - snakemake: snakemake --configfile small.yaml")
+    assert project.run("git", "init", "-q").returncode == 0
+    dvc("init", "-q")
+    dvc("commit", "-q", "-f")
+    assert json.loads(dvc("status", "--json")) == {}
+    table = project.folder / "results/tables/main.csv"
+    numbers = table.read_bytes()
+    project.remove("results/tables/main.csv")
+    dvc("repro", "-q")
+    assert table.read_bytes() == numbers
+    assert json.loads(dvc("status", "--json")) == {}
+    for file in ("scripts/plot.py", "rules/report.smk", "workflow/templates/report.html.j2"):
+        with (project.folder / file).open("a") as opened:
+            opened.write("\n")
+    changed = json.loads(dvc("status", "--json"))
+    assert len(changed) == 16
+    for stage, found in changed.items():
+        assert found == [{"changed deps": dict.fromkeys(("rules", "scripts", "workflow"), "modified")}], stage

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from dive.reporting.readme import fill, verdicts
+from dive.reporting.readme import fill, rule_graph, verdicts
 from tests.project import ROOT
 
 METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
@@ -27,6 +27,22 @@ def test_every_named_method_and_module_exists() -> None:
     for names, module in re.findall(r"^\| (`[^|]+`) \| `(\w+\.py)` \|", METHODS, flags=re.MULTILINE):
         assert (ROOT / "workflow/dive/steering" / module).is_file()
         assert set(re.findall(r"`(\w+)`", names)) <= set(entries)
+
+
+def test_the_rule_graph_shows_of_the_final_target_only_what_nothing_else_follows() -> None:
+    edges = ["id1 --> id0", "id2 --> id0", "id2 --> id1"]
+    lines = [
+        "---",
+        "title: DAG",
+        "---",
+        "flowchart TB",
+        "\tid0[all]",
+        "\tid1[report]",
+        "\tid2[small]",
+        "\tstyle id0 fill:red",
+    ]
+    graph = rule_graph("\n".join([*lines, *(f"\t{edge}" for edge in edges)]))
+    assert graph.splitlines()[2:-1] == ["\tid0[all]", "\tid1[report]", "\tid2[small]", "\tid1 --> id0", "\tid2 --> id1"]
 
 
 def test_documents_are_filled_between_markers() -> None:

@@ -148,6 +148,22 @@ def test_the_same_under_every_module_of_this_package() -> None:
         provenance._essence(path)
 
 
+def test_where_data_lie_and_how_jobs_are_framed_decides_nothing_of_a_model_s_results() -> None:
+    """Their errors and progress lines may change without a day of training."""
+    for rule in ("cache_vision", "cache_teacher", "cache_layers", "distill", "generate", "analyse"):
+        reached = set(provenance._reached([f"scripts/{rule}.py"]))
+        assert {f"workflow/dive/{name}.py" for name in ("files", "shards", "backbones/loading")} <= reached
+        readers = {f"workflow/dive/data/{name}.py" for name in ("roots", "mimic_cxr", "chexpert_plus", "selection")}
+        assert not (readers | {f"workflow/dive/{name}.py" for name in ("progress", "software", "warm")}) & reached, rule
+
+
+def test_a_batch_size_decides_where_rounding_can_change_a_word() -> None:
+    settings = {"path": "p", "batch": {"teacher": 4}}
+    assert provenance.decisive({**settings, "dtype": "float32"}) == {"path": "p", "dtype": "float32"}
+    for dtype in ("bfloat16", "float16"):
+        assert provenance.decisive({**settings, "dtype": dtype}) == {**settings, "dtype": dtype}
+
+
 def test_a_record_names_no_machine() -> None:
     record = provenance.record(dataset={"root": "/data/secret/mimic-cxr", "sizes": (1, None)})
     assert record["settings"] == {"dataset": {"root": "mimic-cxr", "sizes": [1, None]}}

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from dive.backbones.vision import BLANK, VisionFeatures, cache_vision
@@ -96,7 +97,7 @@ def test_broken_images_are_listed_and_their_studies_left_out_of_everything(tmp_p
     assert account["studies"] == ["a", "e", "h"]
     assert [bad["path"] for bad in account["images"]] == ["a0.jpg", "e0.jpg", "h0.jpg", "h1.jpg", "i0.jpg"]
     assert all(bad["problem"] for bad in account["images"])
-    assert (account["decoded"], account["limit"]) == (11, 0.6)
+    assert account["decoded"] == 11
     assert "3 studies are left out" in caplog.text
     assert set(VisionFeatures(out)) == {"b", "c", "d", "f", "g", "i", BLANK}
     assert readable_pool(pool.pool, out) == {
@@ -125,6 +126,22 @@ def test_an_image_that_no_processor_takes_costs_its_study_and_no_job(tmp_path, t
         assert account["studies"] == ["a", "d", "f", "g"]
         assert account["images"][0]["problem"] == "too small: 300 x 1 pixels, and a side needs at least 8"
         assert {"b", "c"} < set(VisionFeatures(out))
+
+
+def test_a_raised_limit_goes_on_from_what_was_computed(tmp_path, settings, caplog):
+    """And another batch size with it, in float32: neither decides a feature."""
+    caplog.set_level("INFO", "dive")
+    pool = Pool(tmp_path, {"i": [damaged("JPEG")]})
+    whole = pool.cache(settings, 0.6)
+    expected = VisionFeatures(whole)
+    given = (str(pool.studies), str(pool.pool), str(pool.root), str(tmp_path / "again"))
+    with pytest.raises(DataError, match="1 images of a pool of 9"):
+        cache_vision(settings, *given, 0.1, str(tmp_path / "partial"))
+    cache_vision({**settings, "batch": {"vision": 2}}, *given, 0.2, str(tmp_path / "partial"))
+    assert "going on: features of 9 images are there" in caplog.text
+    found = VisionFeatures(tmp_path / "again")
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[uid].tokens, expected[uid].tokens) for uid in found)
 
 
 def test_sound_images_leave_an_empty_account(tmp_path, settings):

@@ -1,5 +1,6 @@
 """A finished run without the hours: every output is a placeholder, its metadata are what Snakemake itself records."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,23 @@ from tests.project import Project
 FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", "results/layers/", "results/adapters/")
 
 
+def place(project: Project, paths: Iterable[str]) -> None:
+    """Put placeholders where jobs would have left results."""
+    for path in paths:
+        where = project.folder / path
+        if path.startswith(FOLDERS):
+            where.mkdir(parents=True)
+        else:
+            where.parent.mkdir(parents=True, exist_ok=True)
+            where.touch()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The default configuration with a single seed, as after a complete run; not to be changed."""
     project = Project(tmp_path_factory.mktemp("finished") / "dive")
     project.change("seeds", "[0]")
-    for path in project.planned_files():
-        place = project.folder / path
-        if path.startswith(FOLDERS):
-            place.mkdir(parents=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
+    place(project, project.files())
     project.snakemake("--touch", "--forceall", "--no-hooks", "--cores", "1")
     assert project.planned() == {}
     return project

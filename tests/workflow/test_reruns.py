@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import yaml
 
+from dive.software import installed, metadata_file
 from tests.project import Project
+from tests.workflow.conftest import place
 
 PAIRS = 4
 """Datasets times backbones."""
@@ -29,6 +33,30 @@ def retrained(methods: int) -> dict[str, int]:
     """The jobs of some steering methods of one seed, and of what gathers them."""
     jobs = PAIRS * methods
     return {"distill": jobs, "generate": jobs, "score": jobs, **RESCORED}
+
+
+def test_everything_that_jobs_make_is_a_target(fresh: Project) -> None:
+    """A transfer, layers' states and several draws included: only a target is missed, and made again, once deleted."""
+    options = ("--config", "experiments=[transfer,ablations]", "seeds=[0]", "draws=2")
+    printed = fresh.snakemake("--dry-run", *options)
+    targets = re.search(r"^(?:local)?rule all:\n    input: (.*)$", printed, flags=re.MULTILINE).group(1).split(", ")
+    assert len(targets) == len(set(targets))
+    assert set(targets) == fresh.files(*options)
+
+
+def test_a_deleted_table_or_figure_comes_back(project: Project) -> None:
+    project.remove("results/tables/main.csv", "results/figures/main-training.svg")
+    assert project.planned() == {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+
+
+def test_a_deleted_adapter_generation_or_score_comes_back_with_what_is_made_from_it(project: Project) -> None:
+    project.remove(
+        "results/scores/synthetic-chexpert-plus/tiny-gemma3/zero_shot/summary.json",
+        "results/generations/synthetic-chexpert-plus/tiny-qwen2.5-vl/icl/seed0.parquet",
+        "results/adapters/synthetic-mimic-cxr/tiny-gemma3/live/seed0",
+    )
+    assert project.planned("--until", "distill") == {"distill": 1}  # a stage of DVC
+    assert project.planned() == {"distill": 1, "generate": 2, "score": 3, "compare": 3, **LAST}
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:
@@ -101,18 +129,80 @@ def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
 
 def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -> None:
     project.change("margin", "2.0")
-    planned = project.planned()
-    assert "claim" in planned
-    assert set(planned) <= set(LAST)
+    assert project.planned() == {"claim": 1, "report": 1, "summarise_costs": 1}
     project.change("resamples", "500")
-    assert project.planned() == RESCORED
+    assert project.planned() == {rule: jobs for rule, jobs in RESCORED.items() if rule != "plot"}
 
 
-def test_a_batch_size_or_checkpoint_interval_reruns_no_other_stage(project: Project) -> None:
-    project.change("checkpoint_seconds", "31")
+def test_what_decides_no_result_reruns_nothing(project: Project) -> None:
+    """In float32 batch sizes decide nothing, and a raised limit keeps what was made under the lower one."""
+    for key, value in (
+        ("checkpoint_seconds", "31"),
+        ("prefix_cache_gb", "2"),
+        ("max_unreadable", "0.1"),
+        ("max_missing", "0.5"),
+    ):
+        project.change(key, value)
+    project.edit(
+        "config.yaml",
+        "batch: {vision: 64, teacher: 8, generation: 128, training: 16}",
+        "batch: {vision: 1, teacher: 2, generation: 3, training: 4}",
+    )
+    project.edit("config.yaml", "batch: 64 ", "batch: 8 ")  # of CheXbert
+    for module in ("progress", "software", "warm", "scores/chexbert", "scores/radgraph"):  # their weights are not given
+        with (project.folder / f"workflow/dive/{module}.py").open("a") as file:
+            file.write("\n\nCHANGED = True\n")
     assert project.planned() == {}
-    project.change("teacher", "3")
-    assert set(project.planned()) == {"cache_teacher", "distill", "generate", "score", *ANALYSED, *RESCORED}
+
+
+REAL = """
+backbones:
+  real: {like: tiny-gemma3, path: somebody/model, tiny: null, dtype: bfloat16, instruction: Describe.,
+         batch: {vision: 4, teacher: 4, generation: 4, training: 4}}
+"""
+"""A backbone that is not built here."""
+
+
+def test_in_bfloat16_a_batch_size_reruns_its_own_stage_and_the_instruction_no_vision(fresh: Project) -> None:
+    """Rounding of another batch can change a word there. The vision tower reads no text."""
+    settings = fresh.folder / "real.yaml"
+    settings.write_text(REAL, encoding="utf-8")
+    reports = "results/generations/synthetic-mimic-cxr/real/icl/seed0.parquet"
+    target = ("--configfile", "real.yaml", "--", reports)
+    place(fresh, fresh.files(*target))
+    fresh.snakemake("--touch", "--forceall", "--no-hooks", "--cores", "1", *target)
+    for old, new, rerun in (
+        ("teacher: 4, generation: 4, training: 4", "teacher: 2, generation: 4, training: 2", {}),
+        ("instruction: Describe.", "instruction: Report.", {"generate": 1}),
+        ("vision: 4", "vision: 2", {"cache_vision": 1, "generate": 1}),
+    ):
+        fresh.edit("real.yaml", old, new)
+        assert fresh.planned(*target) == rerun
+
+
+def test_other_packages_and_lost_metadata_are_said_and_rerun_nothing(project: Project) -> None:
+    """A note of torch concerns what computes with torch; metadata are missed wherever a result lacks them."""
+    others = json.dumps({**installed(), "torch": "1.0"})
+    for job in ("distill/synthetic-mimic-cxr/tiny-gemma3/live/seed0", "split/synthetic-mimic-cxr"):
+        note = project.folder / f"results/software/{job}.json"
+        note.parent.mkdir(parents=True)
+        note.write_text(others)
+    lost = "results/generations/synthetic-mimic-cxr/tiny-gemma3/icl/seed0.parquet"
+    (project.folder / metadata_file(lost, Path(".snakemake/metadata"))).unlink()
+    printed = project.snakemake("--dry-run")
+    assert "Nothing to be done" in printed
+    adapter = "results/adapters/synthetic-mimic-cxr/tiny-gemma3/live/seed0"
+    assert f"distill ({adapter}): torch 1.0, now {installed()['torch']}\n" in printed
+    assert "snakemake --forcerun distill\n" in printed
+    assert f"  generate ({lost})\n" in printed
+    assert "split (" not in printed
+
+
+def test_a_reader_splits_its_own_datasets_anew(project: Project) -> None:
+    with (project.folder / "workflow/dive/data/mimic_cxr.py").open("a") as file:
+        file.write("\n\nCHANGED = True\n")
+    planned = project.planned()
+    assert (planned["split"], planned["cache_vision"], planned["distill"]) == (1, 2, 2 * 6)
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.project import Project
+from tests.project import ROOT, Project
 from tests.unit.tiny_scorers import write_encoder, write_radgraph
 
 MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
@@ -149,22 +150,49 @@ def test_the_paper_s_plan_stands_on_a_stub_tree(fresh: Project) -> None:
 def test_dvc_stages_are_targets_of_snakemake(fresh: Project) -> None:
     """Every stage names existing rules, keeps its outputs, and depends on what a stage makes or git holds."""
     stages = yaml.safe_load((fresh.folder / "dvc.yaml").read_text())
-    until = stages["vars"][0]["snakemake"]
-    planned = fresh.planned()
-    # No method of the default grid reads the layers' states: the stage then leaves an empty folder.
-    assert "cache_layers" not in planned
-    planned |= fresh.planned("--config", "experiments=[ablations]")
+    command = stages["vars"][0]["snakemake"]
     outs = set()
     for name, stage in stages["stages"].items():
         assert all(isinstance(out, dict) and out[next(iter(out))]["persist"] for out in stage["outs"]), name
         outs |= {next(iter(out)) for out in stage["outs"]}
-        rules = stage["cmd"].replace("${snakemake}", until).split("--until")
-        assert set(rules[1].split() if len(rules) > 1 else []) <= set(planned), name
+        rules = stage["cmd"].partition("--until")[2].split()
+        assert all((ROOT / f"scripts/{rule}.py").is_file() for rule in rules), name
     for name, stage in stages["stages"].items():
+        assert {"Snakefile", "config", "config.yaml", "profiles", "rules", "scripts", "workflow"} <= set(stage["deps"])
         for dependency in stage["deps"]:
             assert dependency in outs or (fresh.folder / dependency).exists(), f"{name} depends on {dependency}"
-    one = stages["stages"]["splits"]["cmd"].replace("${snakemake}", until)
+    one = stages["stages"]["splits"]["cmd"].replace("${snakemake}", command)
     assert set(fresh.planned(*one.split()[1:])) == {"synthesize", "split"}
+
+
+def test_dvc_stages_make_what_their_rules_make_and_depend_on_what_these_read(project: Project) -> None:
+    """By what Snakemake recorded of a finished run: rule by rule, outputs and inputs."""
+    stages = yaml.safe_load((project.folder / "dvc.yaml").read_text())["stages"]
+    stage_of = {next(iter(out)): name for name, stage in stages.items() for out in stage["outs"]}
+    rules = {rule: name for name, stage in stages.items() for rule in stage["cmd"].partition("--until")[2].split()}
+
+    def out_of(path: str) -> str | None:
+        return next((out for out in stage_of if f"{path}/".startswith(f"{out}/")), None)
+
+    lines = [line.split("\t") for line in project.snakemake("--detailed-summary").splitlines() if line.count("\t") == 7]
+    assert len(lines) > 100
+    for output, _, rule, _, inputs, *_ in lines[1:]:
+        stage = stage_of[out_of(output)]
+        assert stage in (rules.get(rule, "report"), "world"), f"{rule} makes {output} of stage {stage}"
+        read = {out_of(path) for path in inputs.split(",")} - {None}
+        own = {out for out, name in stage_of.items() if name == stage}
+        assert read <= {*stages[stage]["deps"], *own}, f"stage {stage}: {rule} reads {read}"
+
+
+def test_what_dvc_commits_is_there_after_make_reproduce() -> None:
+    """Of the outputs of DVC's stages a run leaves out those that no method needs."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    empty = {stage["cmd"].split()[2] for stage in stages.values() if stage["cmd"].startswith("mkdir -p")}
+    assert empty == {"results/adapters", "results/layers", "results/teacher", "results/world"}
+    for file, line in (("Makefile", r"^MAY_BE_EMPTY := (.*)$"), ("Snakefile", r'shell\("mkdir -p (.*)"\)')):
+        assert set(re.search(line, (ROOT / file).read_text(), flags=re.MULTILINE).group(1).split()) == empty
+    reproduce = (ROOT / "Makefile").read_text().partition("\nreproduce: ")[2].partition("\n\n")[0]
+    assert "mkdir -p $(MAY_BE_EMPTY)" in reproduce
 
 
 def test_dvc_parses_its_stages(fresh: Project) -> None:

@@ -14,6 +14,10 @@ from typing import Any
 from dive.sealed import KEY, MARK, UNSEALED, DamageError, checked, seal
 
 
+class DataError(RuntimeError):
+    """The data on disk are not what the configuration says; the message names the file or key, and the remedy."""
+
+
 class WeightsError(RuntimeError):
     """Weights are absent or not what a model needs; the message names the file and the remedy."""
 

@@ -17,7 +17,7 @@ from dive.data.readable import readable_demonstrations, readable_pool
 from dive.devices import explained_memory, read_later, upload
 from dive.files import Journal
 from dive.progress import log, progress
-from dive.provenance import code_version, fingerprint, module_of
+from dive.provenance import code_version, decisive, fingerprint, module_of
 
 
 class Decoded(NamedTuple):
@@ -189,7 +189,7 @@ def generate_reports(
     code = code_version(__name__, *module_of(method))
     model = describe_model(backbone["path"], backbone.get("revision"))
     inputs = [studies, pool, demonstrations, vision, adapter]
-    made_by = fingerprint([backbone, model, method, decoding, code], inputs)
+    made_by = fingerprint([decisive(backbone), model, method, decoding, code], inputs)
     journal = Journal(partial, made_by)
     done = {uid: row for uid, *row in journal.read()}
     features = VisionFeatures(vision)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dive.runs import end_with_run
+from dive.software import note
 from dive.told import sentence_of
 from dive.warm import hand_over
 
@@ -25,8 +26,9 @@ def logged(path: str | Path) -> Iterator[None]:
     Python warnings, and what transformers warns of (it prints that itself), join the log, so that a library's complaint
     is never lost. An exception is recorded there with its stack; the terminal shows the stack of a program's fault, and
     of an error that a user can mend only the sentence that says how (`dive.told`). The job ends with its run
-    (`dive.runs`). A block that ends well leaves what it cost, see `cost_file`. Where there is a warm process
-    (`dive.warm`) this call does not return: a fork of it runs the script from its beginning.
+    (`dive.runs`). A block that ends well leaves what it cost, see `cost_file`, and with which packages it ran
+    (`dive.software`). Where there is a warm process (`dive.warm`) this call does not return: a fork of it runs the
+    script from its beginning.
 
     Raises:
         SystemExit: with that sentence.
@@ -63,6 +65,7 @@ def logged(path: str | Path) -> Iterator[None]:
         sys.exit(told)
     else:
         _write_cost(cost_file(path), time.monotonic() - began)
+        note(path)
     finally:
         for logger in loggers:
             logger.removeHandler(file)

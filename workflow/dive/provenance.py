@@ -15,22 +15,26 @@ import sys
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dive.files import sha256
+from dive.software import COMPUTING, installed
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent.parent
-# Packages whose version can change a number in a result.
-PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "rouge-score", "tokenizers", "torch", "transformers")
+FRAME = ("dive.progress", "dive.software", "dive.warm")  # dive.runs and dive.told come in through these alone
+"""Modules around a job's work: what it says, what it costs, in which process it runs. They hand on what they are given
+and never change it, so a code version leaves them out, and what only they import. An edit of them reruns nothing."""
+ROUNDED = ("bfloat16", "float16")
+"""Types in which the size of a batch can change a word of a greedy report."""
 
 
 def code_version(*files: str) -> str:
     """Hash of scripts and modules and of every module of this project that they import, transitively.
 
-    Imports are found in the syntax tree, those inside functions included; ``if TYPE_CHECKING:`` blocks are skipped.
+    Imports are found in the syntax tree, those inside functions included; ``if TYPE_CHECKING:`` blocks and the modules
+    of ``FRAME`` are skipped.
     The hash is over the source text without comments, docstrings and blank lines, which is the same text under every
     version of Python (a dump of the syntax tree is not).
 
@@ -43,14 +47,7 @@ def code_version(*files: str) -> str:
     Raises:
         FileNotFoundError: a script or module does not exist.
     """
-    seen: dict[str, Path] = {}
-    waiting = [_locate(file) for file in files]
-    while waiting:
-        path = waiting.pop()
-        name = path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
-        if name not in seen:
-            seen[name] = path
-            waiting.extend(_imports(path))
+    seen = _reached(files)
     digest = hashlib.sha256()
     for name in sorted(seen):
         if text := _essence(seen[name]):
@@ -79,12 +76,44 @@ def code_alone(*modules: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _reached(files: Iterable[str]) -> dict[str, Path]:
+    """Name -> path of some scripts and modules, and of all that they import, ``FRAME`` aside."""
+    frame = {_module_file(module) for module in FRAME}
+    seen: dict[str, Path] = {}
+    waiting = [_locate(file) for file in files]
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name
+        if name not in seen and path not in frame:
+            seen[name] = path
+            waiting.extend(_imports(path))
+    return seen
+
+
+@cache
+def packages_of(*files: str) -> frozenset[str]:
+    """Packages that can change a number and that some scripts and modules import, see ``code_version``."""
+    names = {name.partition(".")[0] for path in _reached(files).values() for name in _imported_names(path)}
+    return frozenset(package for name in names for package in COMPUTING.get(name, ()))
+
+
 def module_of(method: Mapping[str, Any]) -> tuple[str, ...]:
     """The module that a method's settings name: ``{"module": "live"}`` gives ``("dive.steering.live",)``.
 
     Such a module is loaded by name, so no import leads to it; methods without one (prompts) give an empty tuple.
     """
     return (f"dive.steering.{method['module']}",) if method.get("module") else ()
+
+
+def decisive(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a backbone that decide a result: in float32 without ``batch``.
+
+    A batch size is a matter of memory. It changes how sums are rounded: in float32 in the last digits, in bfloat16 and
+    float16 enough to change a word now and then. So in these it counts, and in float32 it reruns nothing.
+    """
+    if backbone.get("dtype", "float32") in ROUNDED:
+        return dict(backbone)
+    return {key: value for key, value in backbone.items() if key != "batch"}
 
 
 def record(**settings: Any) -> dict[str, Any]:
@@ -99,12 +128,7 @@ def record(**settings: Any) -> dict[str, Any]:
     Returns:
         ``{"code": ..., "packages": {name: version}, "settings": ...}``, ready for JSON.
     """
-    packages = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    packages = {**installed(), "python": platform.python_version()}
     maker = sys._getframe(1).f_globals["__name__"]
     code = code_version(maker) if maker.startswith(f"{PACKAGE.name}.") else None
     return {"code": code, "packages": packages, "settings": _portable(settings)}
@@ -167,6 +191,14 @@ def _module_file(module: str) -> Path | None:
 @cache
 def _imports(path: Path) -> tuple[Path, ...]:
     """Files of this project that ``path`` imports directly, the packages on the way to them included."""
+    parts = [name.split(".") for name in _imported_names(path)]
+    prefixes = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
+    return tuple(file for name in sorted(prefixes) if (file := _module_file(name)) is not None)
+
+
+@cache
+def _imported_names(path: Path) -> tuple[str, ...]:
+    """Dotted names that ``path`` imports: of modules, and of what it takes from them."""
     names: list[str] = []
     for node in _statements(_tree(path), for_checkers=False):
         if isinstance(node, ast.Import):
@@ -179,9 +211,7 @@ def _imports(path: Path) -> tuple[Path, ...]:
             names.append(base)
             # `from dive.data import splits` names a module, `from dive.data.splits import check_root` a function.
             names.extend(f"{base}.{alias.name}" for alias in node.names)
-    parts = [name.split(".") for name in names]
-    prefixes = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
-    return tuple(file for name in sorted(prefixes) if (file := _module_file(name)) is not None)
+    return tuple(names)
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from dive.files import Journal, atomic_path
+from dive.files import DataError, Journal, atomic_path
 from dive.sealed import KEY, UNSEALED, DamageError, checked, seal
 
 MANIFEST = "manifest.json"
@@ -33,6 +33,7 @@ class ShardWriter:
 
     The folder appears, whole, when the block ends without an error. With a ``partial`` folder, finished shards outlive
     a killed process: the next one that is ``made_by`` the same goes on from them (see ``in``), any other starts anew.
+    After a `DataError` all tensors that were added do.
 
     Args:
         folder: where the shards go; replaced if it exists.
@@ -103,6 +104,8 @@ class ShardWriter:
                 with atomic_path(self.folder) as temporary:
                     shutil.move(self.partial, temporary)  # copies where the checkpoints are on another disk
                 self._journal.remove()
+        elif self.partial is not None and isinstance(error, DataError):
+            self._close_shard()  # what was computed stands, whatever is done about the data
         self._stack.__exit__(kind, error, trace)
 
     def require(self, n_bytes: float, remedy: str) -> None:

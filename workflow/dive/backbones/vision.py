@@ -15,11 +15,10 @@ from dive.backbones.loading import ImageFeatures, load_backbone
 from dive.contents import memory_of_workflow
 from dive.data.pixels import open_image
 from dive.data.readable import UNREADABLE
-from dive.data.roots import DataError
 from dive.devices import explained_memory
-from dive.files import read_json, write_json
+from dive.files import DataError, read_json, write_json
 from dive.progress import log, progress
-from dive.provenance import fingerprint, record
+from dive.provenance import decisive, fingerprint, record
 from dive.shards import Shards, ShardWriter
 
 BLANK = "__blank__"
@@ -92,7 +91,6 @@ class Decoder:
         """What ``unreadable.json`` says; by study, whatever the order in which a resumed job came to them."""
         return {
             "decoded": self.decoded,
-            "limit": self.limit,
             "images": sorted(self.unreadable, key=itemgetter("study_uid")),
             "studies": sorted(self.studies),
         }
@@ -114,7 +112,7 @@ def cache_vision(
     shards, and `dive.data.readable` takes it out of everything that follows.
 
     Args:
-        backbone: ``backbones.<name>`` of the config.
+        backbone: ``backbones.<name>`` of the config, without ``instruction``, which the tower does not read.
         studies: path of ``studies.parquet``.
         pool: path of the pool's JSON; every study in it is cached, so a new seed needs nothing new.
         root: the dataset's root, to which ``image_paths`` are relative.
@@ -135,11 +133,11 @@ def cache_vision(
     decoder = Decoder(
         root, dict(zip(table["study_uid"], table["image_paths"], strict=True)), len(wanted), max_unreadable
     )
-    loaded = load_backbone(backbone)
+    loaded = load_backbone({"instruction": "", **backbone})
     size = backbone["batch"]["vision"]
     batches = [wanted[i : i + size] for i in range(0, len(wanted), size)]
     content = memory_of_workflow().content_below(root, {path for uid in wanted for path in decoder.paths[uid]})
-    made = record(backbone=backbone, max_unreadable=max_unreadable, images=content)
+    made = record(backbone=decisive(backbone), images=content)
     made_by = fingerprint([made, describe_model(backbone["path"], backbone.get("revision"))], [studies, pool])
     with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
         if len(writer):

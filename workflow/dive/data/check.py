@@ -21,7 +21,7 @@ from dive.data.estimates import Counts, Machine, estimate, missing_shape, shape_
 from dive.data.images import image_size
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
 from dive.data.selection import Selection, select
-from dive.data.splits import READERS
+from dive.data.splits import reader_of
 
 OFFICIAL = {"mimic_cxr": MIMIC_CXR_SIZES, "chexpert_plus": CHEXPERT_PLUS_SIZES}
 EXACT = {"mimic_cxr": ("patients", "studies", "images"), "chexpert_plus": ("images",)}
@@ -84,7 +84,7 @@ def inspect(name: str, dataset: Mapping[str, Any], sample: int = SAMPLE) -> Insp
         found.guessed = split_sizes(OFFICIAL[reader], USUAL[reader], rules)
         return found
     try:
-        reading = READERS[reader](root, dataset["selection"], sample)
+        reading = reader_of(reader)(root, dataset["selection"], sample)
         unread = [rule for _, rule, _ in reading.excluded if rule in OF_REPORTS]
         sampled = len(reading.studies) + len(unread)
         looked_at = replace(reading, excluded=[])

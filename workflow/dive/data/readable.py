@@ -9,11 +9,10 @@ does not depend on a backbone, and neither does what is left out.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dive.data.roots import DataError
-from dive.files import read_json
+from dive.files import DataError, read_json
 
 UNREADABLE = "unreadable.json"
-"""File in a folder of vision features: ``decoded`` (images), ``limit``, ``images`` (study_uid, path, problem of each
+"""File in a folder of vision features: ``decoded`` (images), ``images`` (study_uid, path, problem of each
 that cannot be decoded) and ``studies`` (those without any image left)."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dive.data.downloads import EMPTY, archive_problem, table_problem
+from dive.files import DataError
 
 MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 ACCESS = {
@@ -37,10 +38,6 @@ CHEXPERT_PLUS_SIZES = {
 }
 """Sizes of CheXpert Plus: images are rows of the release 240401, which are exact; of patients and studies only the sums
 are published (64,725 and 187,711; Chambon et al. 2024), and 200 of each are CheXpert's validation set."""
-
-
-class DataError(RuntimeError):
-    """The data on disk are not what the configuration says; the message names the file or key, and the remedy."""
 
 
 def subfolders(folder: Path) -> list[Path]:

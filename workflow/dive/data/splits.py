@@ -1,18 +1,25 @@
 """The stage that turns a dataset on disk into ``studies.parquet``: read, select, split, record."""
 
 import csv
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from dive.data import chexpert_plus, mimic_cxr
 from dive.data.roots import DataError, check_root, require_root
 from dive.data.selection import SMALL_TEST, Selection, select
 from dive.data.studies import write_studies
 from dive.files import atomic_path, write_json
 from dive.progress import log
 
-__all__ = ["READERS", "check_root", "split_dataset"]
+__all__ = ["check_root", "reader_of", "split_dataset"]
 
-READERS = {"mimic_cxr": mimic_cxr.read, "chexpert_plus": chexpert_plus.read}
+
+def reader_of(name: str) -> Callable[..., Any]:
+    """``read`` of the module of this package that reads a layout: ``mimic_cxr`` or ``chexpert_plus``.
+
+    It is loaded by name, so that no import leads to it and an edit of one reader splits its own datasets alone anew.
+    """
+    return import_module(f"dive.data.{name}").read
 
 
 def split_dataset(
@@ -37,7 +44,7 @@ def split_dataset(
     log.info("reading %s at %s", reader, root)
     try:
         rules = Selection.from_config(selection)
-        reading = READERS[reader](root, selection)
+        reading = reader_of(reader)(root, selection)
         selected, left_out, flow = select(reading, root, reader, rules)
     except DataError as error:
         raise DataError(f"datasets.{dataset}: {error}") from None

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dive.data.roots import DataError
-from dive.files import atomic_path
+from dive.files import DataError, atomic_path
 from dive.parquet import read_schema, read_table, write_table
 
 LABELS = (

@@ -16,7 +16,7 @@ from dive.backbones.vision import VisionFeatures
 from dive.data.readable import readable_demonstrations
 from dive.devices import explained_memory
 from dive.progress import log, progress
-from dive.provenance import fingerprint, record
+from dive.provenance import decisive, fingerprint, record
 from dive.shards import ShardWriter
 
 
@@ -124,7 +124,7 @@ def cache_teacher(
     With the frozen output head they give the teacher's distribution over the whole vocabulary, exactly, at ``width``
     numbers a token instead of a vocabulary's. For arguments and errors see ``cache_states``.
     """
-    made = record(backbone=backbone, training=training)
+    made = record(backbone=decisive(backbone), training=training)
     cache_states(backbone, studies, demonstrations, vision, training, out, partial, made, teacher_states)
 
 

@@ -9,7 +9,7 @@ from dive.backbones.loading import Backbone, ImageFeatures
 from dive.backbones.prompts import Prompt
 from dive.backbones.shared import Shared
 from dive.distillation.cache import cache_states, finite_parts, predicting_mask
-from dive.provenance import record
+from dive.provenance import decisive, record
 from dive.steering.recording import Recording
 
 
@@ -45,7 +45,7 @@ def cache_layers(
 
     These are L times the bytes of ``cache_teacher``. For arguments and errors see ``cache_states``.
     """
-    made = record(backbone=backbone, training=training)
+    made = record(backbone=decisive(backbone), training=training)
     cache_states(
         backbone, studies, demonstrations, vision, training, out, partial, made, layer_states, every_layer=True
     )

@@ -25,7 +25,7 @@ from dive.distillation.student import Student
 from dive.distillation.supervision import SupervisionStore, mark_decisive, spans_of
 from dive.files import atomic_path, record_checksums
 from dive.progress import log
-from dive.provenance import code_version, fingerprint, module_of, record
+from dive.provenance import code_version, decisive, fingerprint, module_of, record
 from dive.shards import Shards
 from dive.steering.adapters import describe_backbone, save_adapter
 from dive.steering.attach import Steering
@@ -184,7 +184,7 @@ def distill(
     outcome = {key: value for key, value in training.items() if key not in ("prefix_cache_gb", "checkpoint_seconds")}
     model = describe_model(backbone["path"], backbone.get("revision"))
     made_by = fingerprint(
-        [backbone, model, method, outcome, seed, code_version(__name__, *module_of(method))],
+        [decisive(backbone), model, method, outcome, seed, code_version(__name__, *module_of(method))],
         [studies, pool, spans, vision, *teachers, layers, demonstrations],
     )
     if (fit := fit_of(method)) is not None:
@@ -226,7 +226,7 @@ def distill(
             describe_backbone(loaded.model, decoder, loaded.source, loaded.revision),
             data,
             progressed.best_epoch,
-            record(backbone=backbone, method=method, training=outcome, seed=seed),
+            record(backbone=decisive(backbone), method=method, training=outcome, seed=seed),
             {"validation cross-entropy": progressed.best},
         )
         _write_rows(folder / "training.csv", TRAINING_COLUMNS, progressed.training)

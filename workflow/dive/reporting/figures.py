@@ -67,7 +67,7 @@ def plot_results(
     Args:
         scores: (dataset, backbone, method) -> folder with ``summary.json``.
         adapters: (dataset, backbone, method, seed) -> folder with ``training.csv`` and ``validation.csv``.
-        layout: see :func:`dive.reporting.tables.write_tables`.
+        layout: ``datasets``, ``backbones`` and ``methods``, see :func:`dive.reporting.tables.write_tables`.
         results: files of the figure of results; the suffix (.pdf, .svg, .png) says the format.
         curves: files of the figure of training.
     """

@@ -30,10 +30,17 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def rule_graph(mermaid: str) -> str:
-    """Snakemake's mermaid graph as a Markdown block, without title and colours, its edges in an order that stays."""
-    lines = [line for line in mermaid.splitlines() if line.startswith("\t") and not line.startswith("\tstyle")]
-    lines.sort(key=lambda line: line if "-->" in line else "")
-    return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])
+    """Snakemake's mermaid graph as a Markdown block, without title and colours, its edges in an order that stays.
+
+    Every job is a target, so every rule has an edge to ``all``: shown is only that of a rule that no other one follows.
+    """
+    lines = [line.strip() for line in mermaid.splitlines() if line.startswith("\t")]
+    nodes = [line for line in lines if line.startswith("id") and "-->" not in line]
+    edges = sorted(line for line in lines if "-->" in line)
+    last = {node.partition("[")[0] for node in nodes if node.endswith("[all]")}
+    begins = [edge.split()[0] for edge in edges]
+    shown = [edge for edge in edges if edge.split()[-1] not in last or begins.count(edge.split()[0]) == 1]
+    return "\n".join(["```mermaid", "flowchart LR", *(f"\t{line}" for line in [*nodes, *shown]), "```"])
 
 
 def acceptance(path: Path) -> str:

@@ -10,7 +10,9 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dive.files import WeightsError, atomic_path, read_json, sha256, write_json
@@ -19,6 +21,13 @@ MANIFEST = Path(__file__).resolve().parents[2] / "resources/assets.json"
 FOLDER = "assets"
 HUB = "hub"
 """``path: hub`` of a model in the configuration means the files that :func:`fetch` put below FOLDER."""
+MODELS = {"radgraph": "RadGraph", "chexbert": "CheXbert"}
+"""Module of this package and class of the scores that need weights, in the order of the table."""
+
+
+def module_of_model(name: str) -> ModuleType:
+    """The module of one of MODELS, loaded by name: without its weights no score depends on its code."""
+    return import_module(f"dive.scores.{name}")
 
 
 def located(models: Mapping[str, Any], folder: str = FOLDER) -> dict[str, dict[str, Any] | None]:
@@ -101,16 +110,11 @@ def load_scorers(settings: Mapping[str, Mapping[str, Any] | None], folder: str |
         settings: of :func:`located`.
         folder: where they remember what they read; None is nowhere.
     """
-    scorers: list[Any] = []
-    if settings.get("radgraph"):
-        from dive.scores.radgraph import RadGraph
-
-        scorers.append(RadGraph(**settings["radgraph"], folder=folder))
-    if settings.get("chexbert"):
-        from dive.scores.chexbert import CheXbert
-
-        scorers.append(CheXbert(**settings["chexbert"], folder=folder))
-    return scorers
+    return [
+        getattr(module_of_model(name), model)(**settings[name], folder=folder)
+        for name, model in MODELS.items()
+        if settings.get(name)
+    ]
 
 
 def plan(manifest: Mapping[str, Any], names: Sequence[str], folder: str) -> Iterator[str]:

@@ -21,8 +21,8 @@ from dive.files import atomic_path, write_json
 from dive.parquet import read_table, write_table
 from dive.progress import log
 from dive.provenance import record
-from dive.scores import bleu, chexbert, lexicon, radgraph, termination
-from dive.scores.assets import load_scorers
+from dive.scores import bleu, lexicon, termination
+from dive.scores.assets import MODELS, load_scorers, module_of_model
 from dive.scores.graphs import LEVELS, graph_rewards
 from dive.scores.labels import COUNTS, count_columns, flag_columns, label_counts, label_flags, label_scores
 from dive.scores.rouge import rouge_l, rouge_tokens
@@ -119,8 +119,9 @@ def scores_from_statistics(total: np.ndarray, n: int, columns: Sequence[str] = S
         scores[f"lexicon_graph_{level}"] = float(value) / n
     scores["lexicon_graph_f1"] = scores["lexicon_graph_partial"]
     scores.update(termination.termination_scores(part(termination.FLAGS), n))
-    for model in (radgraph, chexbert):
-        if model.COLUMNS[0] in where:
+    for name in MODELS:
+        if any(column.startswith(f"{name}_") for column in where):
+            model = module_of_model(name)
             scores.update(model.scores(part(model.COLUMNS), n))
     return scores
 
