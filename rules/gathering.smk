@@ -129,7 +129,7 @@ def layout_for(wildcards):
 
 
 def claims_layout_for(wildcards):
-    """The layout of the claims of this experiment, with the margin of a competitive score."""
+    """The layout of this experiment's claims and page, which say the margin of a competitive score too."""
     judged = judged_by("alpha", "resamples", "margin")
     return {**layout_of(wildcards.experiment), "significance": judged}
 

@@ -61,7 +61,7 @@ rule report:
     resources:
         mem_mb=500,
     params:
-        layout=layout_for,
+        layout=claims_layout_for,
         datasets=datasets_of,
         pairs=pairs_of,
         titles=titles_of,
