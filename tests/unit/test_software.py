@@ -11,7 +11,16 @@ from snakemake.persistence.file import FilePersistence
 from dive import provenance, software
 from dive.progress import logged
 
-NO_NUMBERS = {"huggingface_hub", "jinja2", "matplotlib", "pydantic", "safetensors", "snakemake", "yaml"}
+NO_NUMBERS = {
+    "huggingface_hub",
+    "jinja2",
+    "matplotlib",
+    "pydantic",
+    "pydantic_core",
+    "safetensors",
+    "snakemake",
+    "yaml",
+}
 """Packages that fetch, check, store or draw; another version of them changes no number."""
 
 

@@ -46,7 +46,7 @@ def test_everything_that_jobs_make_is_a_target(fresh: Project) -> None:
 
 def test_a_deleted_table_or_figure_comes_back(project: Project) -> None:
     project.remove("results/tables/main.csv", "results/figures/main-training.svg")
-    assert project.planned() == {"tabulate": 1, "plot": 1, "report": 1, "summarise_costs": 1}
+    assert project.planned() == {"tabulate": 1, "plot": 1, "report": 1, "index_reports": 1, "summarise_costs": 1}
 
 
 def test_a_deleted_adapter_generation_or_score_comes_back_with_what_is_made_from_it(project: Project) -> None:
@@ -129,7 +129,7 @@ def test_a_title_reruns_only_what_shows_it(project: Project) -> None:
 
 def test_a_margin_or_the_number_of_resamples_reruns_no_score(project: Project) -> None:
     project.change("margin", "2.0")
-    assert project.planned() == {"claim": 1, "report": 1, "summarise_costs": 1}
+    assert project.planned() == {"claim": 1, "report": 1, "index_reports": 1, "summarise_costs": 1}
     project.change("resamples", "500")
     assert project.planned() == {rule: jobs for rule, jobs in RESCORED.items() if rule != "plot"}
 
