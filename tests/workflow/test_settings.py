@@ -189,9 +189,11 @@ def test_what_dvc_commits_is_there_after_make_reproduce() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     empty = {stage["cmd"].split()[2] for stage in stages.values() if stage["cmd"].startswith("mkdir -p")}
     assert empty == {"results/adapters", "results/layers", "results/teacher", "results/world"}
-    for file, line in (("Makefile", r"^MAY_BE_EMPTY := (.*)$"), ("Snakefile", r'shell\("mkdir -p (.*)"\)')):
-        assert set(re.search(line, (ROOT / file).read_text(), flags=re.MULTILINE).group(1).split()) == empty
-    reproduce = (ROOT / "Makefile").read_text().partition("\nreproduce: ")[2].partition("\n\n")[0]
+    makefile, snakefile = ((ROOT / name).read_text() for name in ("Makefile", "Snakefile"))
+    assert set(re.search(r"^MAY_BE_EMPTY := (.*)$", makefile, flags=re.MULTILINE).group(1).split()) == empty
+    made = re.search(r"for folder in \((.*)\):\n +os.makedirs\(f\"results/", snakefile).group(1)
+    assert {f"results/{name}" for name in re.findall(r'"(\w+)"', made)} == empty
+    reproduce = makefile.partition("\nreproduce: ")[2].partition("\n\n")[0]
     assert "mkdir -p $(MAY_BE_EMPTY)" in reproduce
 
 
