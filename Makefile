@@ -72,10 +72,10 @@ reproduce: install
 	@$(MAKE) --no-print-directory show
 
 show: install
-	@python -m dive.reporting.summary results $(EXPERIMENTS) $(OPTIONS)
+	@dive show $(EXPERIMENTS) $(if $(OPTIONS),--options '$(OPTIONS)')
 
 check-data: install
-	@python -m dive.data.check $(OPTIONS)
+	@dive check-data $(if $(OPTIONS),--options '$(OPTIONS)')
 
 bench: install
 	python -m tests.benchmarks.engine --out BENCHMARKS.md
@@ -87,7 +87,7 @@ bench-data: install
 	python -m tests.benchmarks.data --out BENCHMARKS.md
 
 fetch-assets: install
-	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+	@dive fetch-assets $(if $(DOWNLOAD),--download) $(ASSETS)
 
 pdf: install
 	@python -m dive.reporting.latex results/tables

@@ -154,7 +154,7 @@ def test_wrong_checkpoints_are_errors(weights, tmp_path):
         assert "weights_only" not in str(caught.value)  # torch's advice to trust the file
     with pytest.raises(WeightsError, match=r"scores.chexbert.encoder: .*bert-absent gives no BERT .*name a folder"):
         CheXbert(weights[0], f"{weights[1]}-absent", device="cpu").classes(["Effusion."])
-    with pytest.raises(WeightsError, match="make fetch-assets"):
+    with pytest.raises(WeightsError, match="dive fetch-assets"):
         CheXbert(str(tmp_path / "absent.pth"))
 
 

@@ -40,7 +40,7 @@ CONDITIONS = (*(label for label in LABELS if label != "No Finding"), "No Finding
 CLASSES = 4
 MAX_TOKENS = 512
 PREFIX = "chexbert"
-EXPECTED = "`make fetch-assets` says which checkpoint is expected"
+EXPECTED = "`dive fetch-assets` says which checkpoint is expected"
 COLUMNS = (*count_columns(PREFIX), *flag_columns(PREFIX))
 """Additive columns of a report: hits, false alarms and misses of 14 observations; samples, samples5, exact5."""
 
@@ -71,7 +71,7 @@ class CheXbert:
         folder: str | None = None,
     ) -> None:
         if not Path(path).is_file():
-            raise WeightsError(f"scores.chexbert.path: no file {path}; `make fetch-assets` says where it is from")
+            raise WeightsError(f"scores.chexbert.path: no file {path}; `dive fetch-assets` says where it is from")
         self.path, self.encoder, self.device, self.batch, self.folder = path, encoder, device, batch, folder
         self.identity = {
             "scorer": "chexbert",
