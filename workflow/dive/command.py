@@ -264,11 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dive.config import ConfigError
         from dive.data.roots import DataError
         from dive.files import WeightsError
+        from dive.sealed import DamageError
 
         if isinstance(error, ConfigError):
             click.echo(error, err=True)
             return 2
-        if not isinstance(error, DataError | WeightsError | OSError):
+        if not isinstance(error, DataError | DamageError | WeightsError | OSError):
             raise
         click.echo(" ".join(str(error).split()), err=True)
         return 1

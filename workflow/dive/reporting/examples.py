@@ -7,10 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
 from dive.data.generations import read_generations
 from dive.data.roots import DataError
+from dive.parquet import read_table
 
 COLUMNS = {"rouge_l": "rouge_l", "lexicon_graph_f1": "graph_partial", "radgraph_f1": "radgraph_partial"}
 """Scores that a single report has -> their columns in ``reports.parquet``."""
@@ -68,7 +67,7 @@ def show_reports(config: Mapping[str, Any], methods: Sequence[str], request: Req
     studies = Path(request.results) / "splits" / dataset / "studies.parquet"
     if not studies.is_file():
         raise DataError(f"there is no {studies}; run the workflow first (make reproduce)")
-    table = pq.read_table(studies, columns=["study_uid", "target"]).to_pydict()
+    table = read_table(studies, columns=["study_uid", "target"]).to_pydict()
     references = dict(zip(table["study_uid"], table["target"], strict=True))
     written = {method: read_method(request, dataset, backbone, method) for method in methods}
     chosen = choose(written[methods[0]].scores, request)
@@ -108,7 +107,7 @@ def read_method(request: Request, dataset: str, backbone: str, method: str) -> W
     scores = results / "scores" / dataset / backbone / method / "reports.parquet"
     if not scores.is_file():
         raise DataError(f"{method} has no scores on {dataset} with {backbone}: there is no {scores}; run it first")
-    found = pq.read_table(scores)
+    found = read_table(scores)
     if column not in found.column_names:
         raise DataError(f"{request.by} was not measured: {scores} lacks it; choose another score by --by")
     rows = found.select(["seed", "study_uid", column]).to_pylist()
