@@ -44,7 +44,7 @@ help:
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make backbones   renew the tiny backbones that come with the project, after a change of their recipe or code (minutes)"
-	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
+	@echo "make schema      write workflow/dive/resources/config.schema.json from the configuration's model"
 	@echo "make readme      put rule graph, table, claims and costs of the last run into README.md and docs/results.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
 
@@ -134,7 +134,7 @@ backbones: install
 	OMP_NUM_THREADS=1 python -m dive.backbones.ship
 
 schema: install
-	python -m dive.config > workflow/schemas/config.schema.json
+	python -m dive.config > workflow/dive/resources/config.schema.json
 
 readme: install
 	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results $(or $(EXPERIMENTS),main) README.md docs/results.md

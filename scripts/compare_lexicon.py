@@ -9,7 +9,7 @@ with logged(snakemake.log[0]):
     compare_lexicon(
         studies=dict(zip(datasets, snakemake.input.studies, strict=True)),
         truths=dict(zip(datasets, snakemake.input.truths, strict=True)),
-        vocabulary=snakemake.input.vocabulary,
+        vocabulary=snakemake.params.vocabulary,
         out_json=snakemake.output.json,
         out_md=snakemake.output.markdown,
     )

@@ -9,7 +9,6 @@ with logged(snakemake.log[0]):
     decisive = zip(params.titles, given.decisive, given.concentration, params.views, strict=True)
     write_report(
         out=snakemake.output[0],
-        template=given.template,
         title="DIVE: distillation of in-context demonstrations for chest X-ray reports",
         tables={name: given.table},
         layouts={name: params.layout},

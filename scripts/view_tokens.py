@@ -12,6 +12,5 @@ with logged(snakemake.log[0]):
         spans=list(snakemake.input.spans),
         title=snakemake.params.title,
         chosen=snakemake.params.chosen,
-        template=snakemake.input.template,
         out=snakemake.output[0],
     )

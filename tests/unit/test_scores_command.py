@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dive.command import main
+from dive.packaged import VOCABULARY
 from dive.scores.bleu import corpus_bleu
-from dive.scores.files import VOCABULARY
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import score_reports
 from tests.unit.tiny_scorers import write_chexbert, write_encoder, write_radgraph, write_reports
@@ -46,7 +46,7 @@ def test_csv_and_json_lines_give_the_library_s_scores(files, capsys):
     assert (
         main(["score", *systems, "--out", str(files / "scores.csv"), "--reports", str(files / "reports.parquet")]) == 0
     )
-    expected, statistics, columns = score_reports(HYPOTHESES, REFERENCES, Lexicon(str(VOCABULARY)))
+    expected, statistics, columns = score_reports(HYPOTHESES, REFERENCES, Lexicon(VOCABULARY))
     assert expected["bleu4"] == pytest.approx(corpus_bleu(HYPOTHESES, REFERENCES))
     table = read_scores(files / "scores.csv")
     for metric, value in expected.items():

@@ -182,7 +182,7 @@ def test_another_system_s_file_and_the_vocabulary_rerun_what_reads_them(copy: Pr
     file = copy.folder / "given/other.csv"
     rewrite(file, file.read_bytes().replace(b"No effusion.", b"An effusion."))
     assert copy.planned(*PLAN) == {"import_reports": 1, "score": 1}
-    vocabulary = copy.folder / "workflow/resources/vocabulary.csv"
+    vocabulary = copy.folder / "workflow/dive/resources/vocabulary.csv"
     rewrite(vocabulary, vocabulary.read_bytes() + b"\n")
     assert copy.planned(*PLAN) == {"annotate": 1, "import_reports": 1, "score": 2}
     file.unlink()

@@ -299,7 +299,7 @@ def test_the_configuration_s_model_reruns_nothing(project: Project) -> None:
 
 
 def test_the_vocabulary_reruns_annotation_and_lexicon_scores(project: Project) -> None:
-    with (project.folder / "workflow/resources/vocabulary.csv").open("a") as file:
+    with (project.folder / "workflow/dive/resources/vocabulary.csv").open("a") as file:
         file.write("\n")
     assert {"annotate", "score"} <= set(project.planned())
     assert not {"split", "cache_vision", "cache_teacher"} & set(project.planned())

@@ -1,7 +1,7 @@
 """Weights of RadGraph and CheXbert: where they lie, where they are from, and whether they are the expected ones.
 
 Jobs never download. ``dive fetch-assets`` says what it would download, ``dive fetch-assets --download`` does it:
-files of the pinned revisions in ``workflow/resources/assets.json``, checked by size and hash, below ``assets/``.
+files of the pinned revisions in ``resources/assets.json``, checked by size and hash, below ``assets/``.
 """
 
 import shutil
@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from dive.files import WeightsError, atomic_path, read_json, sha256, write_json
+from dive.packaged import packaged
 
-MANIFEST = Path(__file__).resolve().parents[2] / "resources/assets.json"
+MANIFEST = packaged("assets.json")
 FOLDER = "assets"
 HUB = "hub"
 """``path: hub`` of a model in the configuration means the files that :func:`fetch` put below FOLDER."""

@@ -18,12 +18,12 @@ from dive.data.reports import by_study, flag, identifier, listed, read_rows, ref
 from dive.data.roots import DataError
 from dive.devices import claim_device
 from dive.files import atomic_path
+from dive.packaged import VOCABULARY
 from dive.parquet import write_table
 from dive.scores.assets import load_scorers
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import ABSENT, CONVENTIONS, score_reports
 
-VOCABULARY = Path(__file__).resolve().parents[2] / "resources/vocabulary.csv"
 ID = "study_uid"
 
 
@@ -64,7 +64,7 @@ class Options:
     encoder: str = "bert-base-uncased"
     device: str = "auto"
     remember: str | None = None
-    vocabulary: str = str(VOCABULARY)
+    vocabulary: str = VOCABULARY
 
 
 class Pairs(NamedTuple):
