@@ -1,6 +1,6 @@
 """Hold what the lexicon proxies read in synthetic references against the findings behind them."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.scores.agreement import compare_lexicon

@@ -1,6 +1,6 @@
 """Write the page about what a grid ran."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.html import write_report

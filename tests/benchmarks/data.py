@@ -27,7 +27,7 @@ root, out, selection = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 """
 
 FOOTER = """
-from dive.progress import peak_memory
+from dive.job import peak_memory
 print(peak_memory())
 """
 

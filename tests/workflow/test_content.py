@@ -140,7 +140,7 @@ def test_what_no_reader_opens_times_places_and_links_rerun_nothing(copy: Project
     table = next((given / "chest").glob("*-split.csv.gz"))
     shutil.copy(table, table.with_suffix(".new"))
     table.with_suffix(".new").replace(table)
-    for path in [*given.rglob("*"), *(copy.folder / "workflow/resources").iterdir()]:
+    for path in [*given.rglob("*"), *(copy.folder / "workflow/dive/resources").glob("*.*")]:
         os.utime(path)
     _, other = images(copy)
     flip(other)  # not of the pool

@@ -6,6 +6,7 @@ Each command is declared here and calls one function of the package, which is im
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -34,27 +35,25 @@ class SeveralFiles(click.Command):
         return super().parse_args(ctx, repeated)
 
 
-def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name the configuration, and the configuration itself as ``config``."""
+def reads_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name the configuration; it gets the files of the configuration as ``files``."""
 
     @click.option("--configfile", "overlays", multiple=True, metavar="FILE...", help="Overlays of config.yaml.")
     @click.option("--profile", "profiles", multiple=True, metavar="FOLDER...", help="Profiles that name overlays.")
+    @click.option(
+        "--options",
+        default="",
+        metavar="TEXT",
+        help="Options of snakemake in one text, of which --configfile and --profile are read.",
+    )
     @wraps(command)
-    def with_config(overlays: Sequence[str], profiles: Sequence[str], **options: Any) -> Any:
-        return command(config=read_configuration(overlays, profiles), **options)
+    def with_files(overlays: Sequence[str], profiles: Sequence[str], options: str, **others: Any) -> Any:
+        from dive.configfiles import files_of
 
-    return with_config
+        named = ["--configfile", *overlays, "--profile", *profiles, *shlex.split(options)]
+        return command(files=files_of(named)[0], **others)
 
-
-def read_configuration(overlays: Sequence[str], profiles: Sequence[str]) -> dict[str, Any]:
-    """config.yaml of this folder with overlays and those that profiles name, checked and complete."""
-    import yaml
-
-    from dive.data.check import read_config
-
-    read = [yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8")) for folder in profiles]
-    named = [file for profile in read for file in profile.get("configfile", [])]
-    return read_config(["config.yaml", *named, *overlays])
+    return with_files
 
 
 def check_device(ctx: click.Context, option: click.Parameter, text: str) -> str:
@@ -125,7 +124,7 @@ def score(files: tuple[str, ...], vocabulary: str | None, **options: Any) -> Non
 
 
 @commands.command("check-data", cls=SeveralFiles)
-@configured
+@reads_config
 @click.option(
     "--sample", type=click.IntRange(1), default=2000, show_default=True, help="Studies to look at per dataset."
 )
@@ -133,7 +132,7 @@ def score(files: tuple[str, ...], vocabulary: str | None, **options: Any) -> Non
 @click.option("--bandwidth", type=float, help="Bandwidth of the GPU's memory in GB per second.")
 @click.option("--layer-ms", type=float, help="Shortest time of one layer's call in milliseconds.")
 @click.option("--tokens-a-word", type=float, default=1.5, show_default=True, help="Tokens per word of a report.")
-def check_data(config: dict[str, Any], sample: int, tokens_a_word: float, **machine: float | None) -> None:
+def check_data(files: list[str], sample: int, tokens_a_word: float, **machine: float | None) -> None:
     """Check the configured datasets, and estimate what the configured experiments will take.
 
     Tables are compared with the official sizes. A sample of studies goes through the reader and the selection of the
@@ -149,7 +148,7 @@ def check_data(config: dict[str, Any], sample: int, tokens_a_word: float, **mach
     from dive.data.estimates import Machine
 
     given = {name: value for name, value in machine.items() if value is not None}
-    if not check.check_data(config, Machine(**given), sample, tokens_a_word):
+    if not check.check_data(check.read_config(files), Machine(**given), sample, tokens_a_word):
         click.get_current_context().exit(1)
 
 
@@ -179,10 +178,9 @@ def fetch_assets(names: tuple[str, ...], download: bool, folder: str) -> None:
 
 @commands.command(cls=SeveralFiles)
 @click.argument("experiments", nargs=-1)
+@reads_config
 @click.option("--results", default="results", show_default=True, help="Folder of the results.")
-@click.option("--configfile", "overlays", multiple=True, metavar="FILE...", help="Overlays of config.yaml.")
-@click.option("--profile", "profiles", multiple=True, metavar="FOLDER...", help="Profiles that name overlays.")
-def show(experiments: tuple[str, ...], results: str, overlays: Sequence[str], profiles: Sequence[str]) -> None:
+def show(experiments: tuple[str, ...], files: list[str], results: str) -> None:
     """Print the table of a run, its verdicts, what each change did, and where the files are.
 
     EXPERIMENTS are names of grids, such as main or ablations; without them the configured ones are shown. For each
@@ -194,11 +192,12 @@ def show(experiments: tuple[str, ...], results: str, overlays: Sequence[str], pr
       dive show main ablations
       dive show mine --configfile mine.yaml
     """
+    from dive.configfiles import read_files
     from dive.data.roots import DataError
     from dive.reporting.summary import summarise_run
 
     named = [name for given in experiments for name in given.split(",") if name]
-    names = named or read_configuration(overlays, profiles)["experiments"]
+    names = list(dict.fromkeys(named or map(str, read_files(files).get("experiments", []))))
     if absent := [file for name in names if not (file := Path(results) / f"tables/{name}.csv").is_file()]:
         raise DataError(f"there is no {absent[0]}; run this grid first, or name one of those that were run")
     click.echo(summarise_run(results, names), nl=False)
@@ -206,7 +205,7 @@ def show(experiments: tuple[str, ...], results: str, overlays: Sequence[str], pr
 
 @commands.command(cls=SeveralFiles)
 @click.argument("methods", nargs=-1, required=True)
-@configured
+@reads_config
 @click.option("--dataset", help="Dataset of the configuration; default: the first that is run.")
 @click.option("--backbone", help="Backbone of the configuration; default: the first that is run.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the run; default: the first that the method has.")
@@ -220,7 +219,7 @@ def show(experiments: tuple[str, ...], results: str, overlays: Sequence[str], pr
     help="Score that ranks the studies.",
 )
 @click.option("--results", default="results", show_default=True, help="Folder of the results.")
-def reports(config: dict[str, Any], methods: tuple[str, ...], **options: Any) -> None:
+def reports(files: list[str], methods: tuple[str, ...], **options: Any) -> None:
     """Print reports that METHODS wrote beside the references.
 
     Without --study, the studies on which the first method scores best, median and worst are shown. Reports of patients
@@ -233,9 +232,10 @@ def reports(config: dict[str, Any], methods: tuple[str, ...], **options: Any) ->
       dive reports dive --dataset synthetic-chexpert-plus --backbone tiny-qwen2.5-vl --by lexicon_graph_f1
       dive reports dive --study patient00012/study1
     """
+    from dive.data.check import read_config
     from dive.reporting.examples import Request, show_reports
 
-    click.echo(show_reports(config, methods, Request(**options)), nl=False)
+    click.echo(show_reports(read_config(files), methods, Request(**options)), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -261,16 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from dive.config import ConfigError
-        from dive.data.roots import DataError
-        from dive.files import WeightsError
-        from dive.sealed import DamageError
+        from dive.configfiles import ConfigError
+        from dive.told import sentence_of
 
         if isinstance(error, ConfigError):
             click.echo(error, err=True)
             return 2
-        if not isinstance(error, DataError | DamageError | WeightsError | OSError):
+        if (told := sentence_of(error)) is None:
             raise
-        click.echo(" ".join(str(error).split()), err=True)
+        click.echo(" ".join(told.split()), err=True)
         return 1
     return status or 0
