@@ -27,10 +27,11 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format backbones schema readme lock clean
+.PHONY: help install demo reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format backbones schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make demo        set up, and run one dataset, one backbone and five methods (90 seconds on two cores)"
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
@@ -40,7 +41,7 @@ help:
 	@echo "make bench-data  time and memory of the readers on trees of the real sizes, into BENCHMARKS.md (13 minutes, 3 GB of disk)"
 	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
-	@echo "make reference   the packages that tests compare scores with, and spaCy, in a folder of their own"
+	@echo "make reference   pycocoevalcap and sacrebleu, which tests alone need, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make backbones   renew the tiny backbones that come with the project, after a change of their recipe or code (minutes)"
@@ -66,8 +67,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
 
 install: $(VENV)/.installed
 
+demo: install
+	@dive demo --cores $(CORES)
+
 reproduce: install
-	snakemake --cores $(CORES) --no-hooks --quiet reason host $(CHOSEN) $(OPTIONS)
+	snakemake --cores $(CORES) --no-hooks --logger dive $(CHOSEN) $(OPTIONS)
 	@mkdir -p $(MAY_BE_EMPTY)
 	@$(MAKE) --no-print-directory show
 

@@ -9,7 +9,7 @@ import pytest
 from snakemake.persistence.file import FilePersistence
 
 from dive import provenance, software
-from dive.progress import logged
+from dive.job import logged
 
 NO_NUMBERS = {
     "huggingface_hub",

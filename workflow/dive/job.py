@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import resource
 import sys
 import time
@@ -14,6 +15,9 @@ from dive.runs import end_with_run
 from dive.software import note
 from dive.told import sentence_of
 from dive.warm import hand_over
+
+QUIET = "DIVE_QUIET"
+"""Environment variable with which a job tells the terminal of warnings and errors alone; its log has everything."""
 
 
 @contextmanager
@@ -42,6 +46,7 @@ def logged(path: str | Path) -> Iterator[None]:
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING if os.environ.get(QUIET) else logging.INFO)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     logging.captureWarnings(True)
     loggers = [log, logging.getLogger("py.warnings")]
