@@ -27,10 +27,11 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format backbones schema readme lock clean
+.PHONY: help install demo reproduce show pdf check-data bench bench-gpu bench-data fetch-assets reference test test-transformers5 check format backbones schema readme lock clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make demo        set up, and run one dataset, one backbone and five methods (90 seconds on two cores)"
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"
@@ -40,11 +41,11 @@ help:
 	@echo "make bench-data  time and memory of the readers on trees of the real sizes, into BENCHMARKS.md (13 minutes, 3 GB of disk)"
 	@echo "make test-transformers5   the unit tests on transformers 5, in an environment of their own"
 	@echo "make fetch-assets  say which weights of RadGraph and CheXbert it would download; DOWNLOAD=yes does it"
-	@echo "make reference   the packages that tests compare scores with, and spaCy, in a folder of their own"
+	@echo "make reference   pycocoevalcap and sacrebleu, which tests alone need, in a folder of their own"
 	@echo "make check       lint and format checks only"
 	@echo "make format      format Python and Snakemake files"
 	@echo "make backbones   renew the tiny backbones that come with the project, after a change of their recipe or code (minutes)"
-	@echo "make schema      write workflow/schemas/config.schema.json from the configuration's model"
+	@echo "make schema      write workflow/dive/resources/config.schema.json from the configuration's model"
 	@echo "make readme      put rule graph, table, claims and costs of the last run into README.md and docs/results.md"
 	@echo "make clean       remove the environment and all that was made, downloads aside"
 
@@ -66,16 +67,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml $(VENV)/.created
 
 install: $(VENV)/.installed
 
+demo: install
+	@dive demo --cores $(CORES)
+
 reproduce: install
-	snakemake --cores $(CORES) --no-hooks --quiet reason host $(CHOSEN) $(OPTIONS)
+	snakemake --cores $(CORES) --no-hooks --logger dive $(CHOSEN) $(OPTIONS)
 	@mkdir -p $(MAY_BE_EMPTY)
 	@$(MAKE) --no-print-directory show
 
 show: install
-	@python -m dive.reporting.summary results $(EXPERIMENTS) $(OPTIONS)
+	@dive show $(EXPERIMENTS) $(if $(OPTIONS),--options '$(OPTIONS)')
 
 check-data: install
-	@python -m dive.data.check $(OPTIONS)
+	@dive check-data $(if $(OPTIONS),--options '$(OPTIONS)')
 
 bench: install
 	python -m tests.benchmarks.engine --out BENCHMARKS.md
@@ -87,7 +91,7 @@ bench-data: install
 	python -m tests.benchmarks.data --out BENCHMARKS.md
 
 fetch-assets: install
-	@$(if $(DOWNLOAD),HF_HUB_OFFLINE=0) python -m dive.scores.assets $(if $(DOWNLOAD),--download) $(ASSETS)
+	@dive fetch-assets $(if $(DOWNLOAD),--download) $(ASSETS)
 
 pdf: install
 	@python -m dive.reporting.latex results/tables
@@ -134,7 +138,7 @@ backbones: install
 	OMP_NUM_THREADS=1 python -m dive.backbones.ship
 
 schema: install
-	python -m dive.config > workflow/schemas/config.schema.json
+	python -m dive.config > workflow/dive/resources/config.schema.json
 
 readme: install
 	snakemake --rulegraph mermaid-js | python -m dive.reporting.readme results $(or $(EXPERIMENTS),main) README.md docs/results.md

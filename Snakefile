@@ -9,7 +9,8 @@ from dive.reporting.summary import summarise_run
 min_version("9.14")
 
 
-configfile: "config.yaml"
+# That of the folder of the run (--directory); where it has none, the default beside this file.
+configfile: "config.yaml" if os.path.isfile("config.yaml") else workflow.source_path("config.yaml")
 
 
 report: "workflow/report/workflow.rst"

@@ -70,7 +70,6 @@ rule view_tokens:
         studies="results/splits/{dataset}/studies.parquet",
         analyses=analyses_of,
         spans=viewed_spans,
-        template=ancient("workflow/templates/tokens.html.j2"),
     output:
         report(
             "results/report/tokens/{dataset}.html",
@@ -88,7 +87,7 @@ rule view_tokens:
     params:
         backbones=backbone_titles_of,
         title=title_of_dataset,
-        template=content_of("workflow/templates/tokens.html.j2"),
+        template=content_of(packaged("templates/tokens.html.j2")),
         chosen=lookup(dpath="analysis/view/studies", within=config),
         code=code_version("scripts/view_tokens.py"),
     message:

@@ -11,6 +11,7 @@ from dive.contents import PLACE, Memory
 from dive.data.inventory import describe_dataset, describe_pool
 from dive.environment import may_download
 from dive.files import read_json
+from dive.packaged import VOCABULARY, packaged
 from dive.scores.assets import encoder_of, model_files
 
 MEMORY = Memory(PLACE)
@@ -44,7 +45,9 @@ def content_of(*paths):
     return remembered("files", paths, describe) if paths else None
 
 
-VOCABULARY = "workflow/resources/vocabulary.csv"
+def place_of_vocabulary(wildcards, input):
+    """Where the vocabulary of the lexicon scores lies."""
+    return VOCABULARY
 
 
 # Real data.

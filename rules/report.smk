@@ -37,7 +37,6 @@ rule plot:
 rule report:
     """The page about what a grid ran: tables, figures, what was selected, the acceptance, the settings."""
     input:
-        template=ancient("workflow/templates/report.html.j2"),
         table="results/tables/{experiment}.csv",
         claims="results/tables/{experiment}-claims.csv",
         results="results/figures/{experiment}.svg",
@@ -67,7 +66,7 @@ rule report:
         titles=titles_of,
         views=views_of,
         settings=shown_settings,
-        template=content_of("workflow/templates/report.html.j2"),
+        template=content_of(packaged("templates/report.html.j2")),
         code=code_version("scripts/report.py"),
     message:
         "{wildcards.experiment}: writing the page about what was run"

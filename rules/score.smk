@@ -9,7 +9,6 @@ rule score:
         generations=generations_of,
         # Says which studies have no readable image, so that rows that read none are scored on the same.
         vision="results/vision/{dataset}/{backbone}",
-        vocabulary=ancient(VOCABULARY),
     output:
         reports="results/scores/{dataset}/{backbone}/{method}/reports.parquet",
         summary="results/scores/{dataset}/{backbone}/{method}/summary.json",
@@ -23,6 +22,7 @@ rule score:
         seeds=seeds_of,
         scorers=scorers_of,
         content=content_of_scorers(),
+        vocabulary=place_of_vocabulary,
         words=content_of(VOCABULARY),
         # Found by the content of texts and weights, so it is right whenever it is there; no rule depends on it.
         remembered="results/remembered",
@@ -111,7 +111,6 @@ rule compare_lexicon:
     input:
         studies=expand("results/splits/{dataset}/studies.parquet", dataset=KNOWN),
         truths=expand("data/truth/{dataset}.parquet", dataset=KNOWN),
-        vocabulary=ancient(VOCABULARY),
     output:
         json="results/world/lexicon.json",
         markdown="results/world/lexicon.md",
@@ -122,6 +121,7 @@ rule compare_lexicon:
         mem_mb=500,
     params:
         datasets=KNOWN,
+        vocabulary=place_of_vocabulary,
         words=content_of(VOCABULARY),
         code=code_version("scripts/compare_lexicon.py"),
     message:

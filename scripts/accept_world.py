@@ -1,6 +1,6 @@
 """Hold the synthetic world against its acceptance criteria."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.acceptance import accept_world

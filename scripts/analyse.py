@@ -1,6 +1,6 @@
 """Measure loss and divergence of every token of validation reports."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.analyses.tokens import analyse_tokens

@@ -1,6 +1,6 @@
 """Find the decisive spans of every report by an annotator."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.annotation.annotate import annotate_studies

@@ -1,6 +1,6 @@
 """Copy the trained tiny backbone that comes with the project, or train one of another recipe on the synthetic world."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.backbones.shipped import provide_backbone

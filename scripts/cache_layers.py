@@ -1,6 +1,6 @@
 """Run the teacher once over the training queries and keep the states of all its layers."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.distillation.layers import cache_layers

@@ -1,6 +1,6 @@
 """Run the teacher once over the training queries."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.distillation.cache import cache_teacher

@@ -1,6 +1,6 @@
 """Run the vision tower once over the images of the pool."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.backbones.vision import cache_vision

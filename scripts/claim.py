@@ -1,6 +1,6 @@
 """Hold the claims of the abstract against the comparisons."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.claims import write_claims

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.scores.significance import compare_methods

@@ -1,6 +1,6 @@
 """Write table and figure of the decisive tokens of a dataset."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.sparsity import compare_annotators

@@ -1,6 +1,6 @@
 """Draw the demonstrations of every query, validation and test study, or a further draw of the queries'."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.data.pools import draw_demonstrations

@@ -1,6 +1,6 @@
 """Distil the teacher into a method's adapter."""
 
-from dive.progress import logged
+from dive.job import logged
 
 # How training is computed, not what comes out: read past `params`, so that changing these reruns nothing.
 settings = snakemake.config["training"]

@@ -1,6 +1,6 @@
 """Write a report for every test study."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.generation import generate_reports

@@ -1,6 +1,6 @@
 """Take another system's reports of the test studies as a method of the table."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.data.reports import import_reports

@@ -1,6 +1,6 @@
 """List the pages of all grids."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.index import write_index

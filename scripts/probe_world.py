@@ -1,6 +1,6 @@
 """Measure on validation what the synthetic world gives."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.acceptance import probe_world

@@ -1,6 +1,6 @@
 """Give every test study the one training report that serves everybody best."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.scores.constant import repeat_best_report

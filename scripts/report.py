@@ -1,6 +1,6 @@
 """Write the page about what a grid ran."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.html import write_report
@@ -9,7 +9,6 @@ with logged(snakemake.log[0]):
     decisive = zip(params.titles, given.decisive, given.concentration, params.views, strict=True)
     write_report(
         out=snakemake.output[0],
-        template=given.template,
         title="DIVE: distillation of in-context demonstrations for chest X-ray reports",
         tables={name: given.table},
         layouts={name: params.layout},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.scores.score import score_method
@@ -11,7 +11,7 @@ with logged(snakemake.log[0]):
         studies=snakemake.input.studies,
         pool=snakemake.input.pool,
         generations=dict(zip(snakemake.params.seeds, snakemake.input.generations, strict=True)),
-        vocabulary=snakemake.input.vocabulary,
+        vocabulary=snakemake.params.vocabulary,
         vision=snakemake.input.vision,
         scorers=snakemake.params.scorers,
         remembered=snakemake.params.remembered,

@@ -1,6 +1,6 @@
 """Draw the pool of a dataset."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.data.pools import select_pool

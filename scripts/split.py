@@ -1,6 +1,6 @@
 """Read a dataset into the table of studies."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.data.splits import split_dataset

@@ -1,6 +1,6 @@
 """Summarise what every rule cost."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.costs import summarise_costs

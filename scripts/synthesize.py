@@ -1,6 +1,6 @@
 """Write a synthetic dataset in the layout of the real one, and its truth apart."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.data.synthetic.layouts import synthesize

@@ -1,6 +1,6 @@
 """Write a table beside the main one."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.comparison_tables import write_comparison_table

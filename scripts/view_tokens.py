@@ -1,6 +1,6 @@
 """Write the page that shows reports token by token."""
 
-from dive.progress import logged
+from dive.job import logged
 
 with logged(snakemake.log[0]):
     from dive.reporting.tokens import write_view
@@ -12,6 +12,5 @@ with logged(snakemake.log[0]):
         spans=list(snakemake.input.spans),
         title=snakemake.params.title,
         chosen=snakemake.params.chosen,
-        template=snakemake.input.template,
         out=snakemake.output[0],
     )

@@ -27,7 +27,7 @@ root, out, selection = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 """
 
 FOOTER = """
-from dive.progress import peak_memory
+from dive.job import peak_memory
 print(peak_memory())
 """
 
@@ -42,8 +42,9 @@ split_dataset("d", "{layout}", root, selection, *(f"{{out}}/{{name}}" for name i
 """,
     "annotate": """
 from dive.annotation.annotate import annotate_studies
+from dive.packaged import VOCABULARY
 settings = {{"annotator": "vocabulary", "include_cues": False, "classes": ["observation", "pathology"]}}
-annotate_studies(f"{{out}}/studies", settings, {{"vocabulary": "workflow/resources/vocabulary.csv"}}, f"{{out}}/spans")
+annotate_studies(f"{{out}}/studies", settings, {{"vocabulary": VOCABULARY}}, f"{{out}}/spans")
 """,
     "select": """
 from dive.data.pools import select_pool

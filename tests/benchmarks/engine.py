@@ -36,7 +36,7 @@ from dive.distillation.training import distill
 from dive.environment import OF_JOBS
 from dive.files import read_json, write_json
 from dive.generation import Decoded, decode_batch
-from dive.progress import peak_memory
+from dive.job import peak_memory
 from dive.shards import ShardWriter
 from dive.steering.attach import Steering
 from dive.steering.base import Intervention, build_intervention

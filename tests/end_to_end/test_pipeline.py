@@ -175,7 +175,7 @@ def test_dvc_records_a_run_sees_edits_of_all_code_and_brings_back_what_was_delet
     dvc("repro", "-q")
     assert table.read_bytes() == numbers
     assert json.loads(dvc("status", "--json")) == {}
-    for file in ("scripts/plot.py", "rules/report.smk", "workflow/templates/report.html.j2"):
+    for file in ("scripts/plot.py", "rules/report.smk", "workflow/dive/resources/templates/report.html.j2"):
         with (project.folder / file).open("a") as opened:
             opened.write("\n")
     changed = json.loads(dvc("status", "--json"))

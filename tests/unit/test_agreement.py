@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from dive.data.synthetic.findings import LABELS as WORLD
+from dive.packaged import VOCABULARY
 from dive.scores.agreement import compare_lexicon
-
-VOCABULARY = str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")
 
 
 def test_agreement_counted_by_hand(tmp_path):

@@ -35,7 +35,6 @@ from dive.reporting.tokens import choose, pieces_of, write_view
 from tests.unit.tiny_models import FAMILIES
 from tests.unit.tiny_study import write_study
 
-TEMPLATE = str(Path(__file__).parents[2] / "workflow/templates/tokens.html.j2")
 SETTINGS = {
     "studies": 3,
     "max_report_tokens": 64,
@@ -251,7 +250,6 @@ def test_table_figure_and_view(analysed, tmp_path):
         "backbones": ["<One>"],
         "spans": [analysed.study.spans],
         "title": "A & B",
-        "template": TEMPLATE,
         "out": str(view),
     }
     write_view(**arguments, chosen=1)

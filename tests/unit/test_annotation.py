@@ -3,7 +3,6 @@
 import csv
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,8 +24,8 @@ from dive.data.roots import DataError
 from dive.data.studies import LABELS, write_studies
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import target_style, write_report
+from dive.packaged import VOCABULARY
 
-VOCABULARY = Path(__file__).parents[2] / "workflow/resources/vocabulary.csv"
 DEFAULT = ("observation", "pathology")
 annotate = VocabularyAnnotator(VOCABULARY, DEFAULT)
 with_cues = VocabularyAnnotator(VOCABULARY, DEFAULT, include_cues=True)
@@ -239,7 +238,7 @@ def test_spans_file(tmp_path):
     ).assign(**dict.fromkeys(LABELS, np.nan))
     write_studies(studies, tmp_path / "studies.parquet", {})
     settings = {"annotator": "vocabulary", "include_cues": False, "classes": list(DEFAULT)}
-    files = {"vocabulary": str(VOCABULARY)}
+    files = {"vocabulary": VOCABULARY}
     annotate_studies(str(tmp_path / "studies.parquet"), settings, files, str(tmp_path / "spans.parquet"))
     spans = pd.read_parquet(tmp_path / "spans.parquet")
     assert list(spans.columns) == ["study_uid", "start", "end", "text", "observation", "polarity", "source"]

@@ -1,12 +1,11 @@
 """The annotators behind one interface (two of them have files of their own), and the weightings that need none."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dive import packaged
 from dive.annotation.annotate import build_annotator, outside, unite
 from dive.annotation.benchmark import drawn_reports, measure, unrepeated
 from dive.annotation.idf import inverse_frequencies
@@ -15,7 +14,7 @@ from dive.annotation.weights import permuted, power_law, surprisal, token_weight
 from dive.data.roots import DataError
 
 VOCABULARY = {"annotator": "vocabulary", "classes": ["observation", "pathology"], "include_cues": False}
-FILES = {"vocabulary": str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")}
+FILES = {"vocabulary": packaged.VOCABULARY}
 
 
 def reports(*texts, split="train"):

@@ -8,9 +8,10 @@ import tarfile
 
 import pytest
 
+from dive.command import ASSETS, main
 from dive.files import WeightsError, read_json
 from dive.scores import assets
-from dive.scores.assets import MANIFEST, absent_weights, located, main, weight_files
+from dive.scores.assets import MANIFEST, absent_weights, located, weight_files
 
 
 def settings(radgraph=None, chexbert=None):
@@ -22,7 +23,7 @@ def settings(radgraph=None, chexbert=None):
 
 def test_the_list_says_what_where_and_how_large_and_downloads_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(assets, "fetch", lambda *_: pytest.fail("something was fetched"))
-    assert main(["--folder", str(tmp_path)]) == 0
+    assert main(["fetch-assets", "--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for words in (
         "StanfordAIMI/RRG_scorers",
@@ -34,12 +35,13 @@ def test_the_list_says_what_where_and_how_large_and_downloads_nothing(tmp_path, 
         assert words in printed
     assert "To download: 1,731 MB" in printed
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(SystemExit):
-        main(["chexpert"])
+    assert main(["fetch-assets", "chexpert"]) == 2
+    assert "chexbert" in capsys.readouterr().err
 
 
 def test_the_manifest_pins_revisions_and_hashes():
     manifest = read_json(MANIFEST)
+    assert tuple(manifest["assets"]) == ASSETS
     for name, asset in manifest["assets"].items():
         assert re.fullmatch(r"[0-9a-f]{40}", asset["revision"]), name
         assert asset["sha256"] is None or re.fullmatch(r"[0-9a-f]{64}", asset["sha256"]), name
@@ -107,4 +109,4 @@ def test_settings_without_a_path_are_nothing_to_depend_on(tmp_path):
     assert weight_files(found)["radgraph"] == "assets/radgraph/radgraph-xl/weights.th"
     told = absent_weights(settings(str(tmp_path), str(tmp_path / "chexbert.pth")))
     assert len(told) == 2
-    assert all("make fetch-assets" in message and str(tmp_path) in message for message in told)
+    assert all("dive fetch-assets" in message and str(tmp_path) in message for message in told)

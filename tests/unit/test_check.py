@@ -7,8 +7,9 @@ import re
 import pytest
 import yaml
 
+from dive.command import main
 from dive.data import check
-from dive.data.check import compare_sizes, count_pool, inspect, main, print_estimates, split_sizes
+from dive.data.check import compare_sizes, count_pool, inspect, print_estimates, split_sizes
 from dive.data.estimates import GEMMA3, QWEN25_VL, Counts, Machine, estimate, read_shape, shape_of
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES
 from dive.data.selection import Selection
@@ -242,21 +243,21 @@ def test_computing_bounds_large_work_and_calls_small():
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
-    assert main([]) == 0
+    assert main(["check-data"]) == 0
     printed = capsys.readouterr().out
     assert "synthetic-mimic-cxr (mimic_cxr)" in printed
     assert "runs on the CPU" in printed
     overlay = tmp_path / "paper.yaml"
     overlay.write_text((ROOT / "config/paper.yaml").read_text())
-    assert main(["--configfile", "paper.yaml", "--tflops", "300"]) == 1
+    assert main(["check-data", "--configfile", "paper.yaml", "--tflops", "300"]) == 1
     printed = capsys.readouterr().out
     assert "PROBLEM: datasets.mimic-cxr" in printed
     assert "assumed: 300 TFLOP/s" in printed
     assert "chexpert-plus, lingshu-7b: h: cache_vision" in printed
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile/config.yaml").write_text("configfile: [paper.yaml]\ncores: all\n")
-    assert main(["--profile", "profile", "--cores", "2"]) == 1
+    assert main(["check-data", "--profile", "profile"]) == 1
     assert "mimic-cxr, medgemma-4b: h: " in capsys.readouterr().out
     overlay.write_text(yaml.safe_dump({"shots": 0}))
-    assert main(["--configfile", "paper.yaml"]) == 2
+    assert main(["check-data", "--configfile", "paper.yaml"]) == 2
     assert "shots" in capsys.readouterr().err

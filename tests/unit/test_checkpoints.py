@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dive.backbones.finite import not_finite
 from dive.backbones.loading import load_backbone
-from dive.progress import logged
+from dive.job import logged
 from tests.unit import tiny_models
 
 FAMILIES = [*tiny_models.FAMILIES, "llava"]

@@ -11,6 +11,7 @@ import torch
 
 from dive.data.studies import LABELS
 from dive.files import WeightsError, read_json
+from dive.scores import chexbert
 from dive.scores.chexbert import COLUMNS, CONDITIONS, CheXbert, clean, token_ids
 from dive.scores.labels import BLANK, POSITIVE
 from dive.scores.score import score_method
@@ -63,6 +64,23 @@ def test_classes_equal_those_of_one_report_at_a_time(scorer, texts, reference):
     assert (ours == expected).all()
     assert len(np.unique(ours)) == 4
     assert len(token_ids(clean(texts[0][7]), scorer._tokenizer)) == 512
+
+
+def test_f1chexbert_itself_can_be_chosen(weights, texts, scorer):
+    pytest.importorskip("f1chexbert", reason="the package comes with requirements.lock")
+    itself = CheXbert(*weights, device="cpu", implementation="f1chexbert")
+    assert (itself.classes(texts[0]) == scorer.classes(texts[0])).all()
+    assert itself.identity["implementation"] == "f1chexbert 0.0.2"
+    assert "implementation" not in scorer.identity  # what was remembered before stays valid
+
+
+def test_without_the_package_the_error_names_the_setting(weights, monkeypatch):
+    def absent(name):
+        raise chexbert.PackageNotFoundError(name)
+
+    monkeypatch.setattr(chexbert, "version", absent)
+    with pytest.raises(WeightsError, match=r"scores\.chexbert\.implementation: .* or choose batched"):
+        CheXbert(*weights, device="cpu", implementation="f1chexbert")
 
 
 def test_every_number_of_its_report_is_equal(scorer, texts, reference):
@@ -154,7 +172,7 @@ def test_wrong_checkpoints_are_errors(weights, tmp_path):
         assert "weights_only" not in str(caught.value)  # torch's advice to trust the file
     with pytest.raises(WeightsError, match=r"scores.chexbert.encoder: .*bert-absent gives no BERT .*name a folder"):
         CheXbert(weights[0], f"{weights[1]}-absent", device="cpu").classes(["Effusion."])
-    with pytest.raises(WeightsError, match="make fetch-assets"):
+    with pytest.raises(WeightsError, match="dive fetch-assets"):
         CheXbert(str(tmp_path / "absent.pth"))
 
 

@@ -189,7 +189,7 @@ def test_garbage_is_told_not_raised(config: dict[str, Any], garbage: Any) -> Non
 
 
 def test_the_schema_in_the_repository_is_the_model_s() -> None:
-    stored = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
+    stored = json.loads((ROOT / "workflow/dive/resources/config.schema.json").read_text(encoding="utf-8"))
     assert stored == json_schema(), "run `make schema`"
 
 

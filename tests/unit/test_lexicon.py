@@ -2,7 +2,6 @@
 
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +11,10 @@ from dive.data.generations import LONGEST
 from dive.data.studies import LABELS
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import sample_style, write_report
+from dive.packaged import VOCABULARY
 from dive.scores.graphs import graph_rewards
 from dive.scores.labels import COUNTS, label_counts, label_scores
 from dive.scores.lexicon import Lexicon
-
-VOCABULARY = str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import time
 import pandas as pd
 import pytest
 
+from dive.command import main
 from dive.data.generations import LONGEST, read_generations
 from dive.data.reports import LONGEST_LINE, import_reports
 from dive.data.roots import DataError
-from dive.scores.__main__ import main
 from tests.unit.test_score import TARGETS
 
 HEAD = "study_uid,hypothesis,reference\n"
@@ -163,7 +163,7 @@ def test_the_zoo_is_large():
 def test_a_malformed_file_is_one_error_with_file_row_and_remedy(tmp_path, capsys, name, content, message):
     path = write(tmp_path / name, content)
     out = tmp_path / "scores.csv"
-    assert main([path, "--out", str(out)]) == 1
+    assert main(["score", path, "--out", str(out)]) == 1
     told = capsys.readouterr()
     assert told.err.startswith(path)
     assert message in told.err
@@ -193,8 +193,8 @@ def test_a_malformed_file_is_one_error_with_file_row_and_remedy(tmp_path, capsys
 def test_a_mark_other_line_ends_and_other_columns_are_read(tmp_path, capsys, name, content):
     write(tmp_path / name, content)
     sound = write(tmp_path / "sound.csv", HEAD + SOUND)
-    assert main([sound, "--out", str(tmp_path / "expected.csv")]) == 0
-    assert main([str(tmp_path / name), "--out", str(tmp_path / "scores.csv")]) == 0
+    assert main(["score", sound, "--out", str(tmp_path / "expected.csv")]) == 0
+    assert main(["score", str(tmp_path / name), "--out", str(tmp_path / "scores.csv")]) == 0
     found, expected = (
         [row[1:] for row in csv.reader((tmp_path / file).open())][1:] for file in ("scores.csv", "expected.csv")
     )
@@ -209,7 +209,7 @@ def test_texts_with_commas_quotes_breaks_and_other_scripts_are_read_whole(tmp_pa
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     files = [str(tmp_path / name) for name in ("a.csv", "b.jsonl", "c.jsonl")]
-    assert main([*files, "--out", str(tmp_path / "scores.csv")]) == 0
+    assert main(["score", *files, "--out", str(tmp_path / "scores.csv")]) == 0
     table = {row["metric"]: row for row in csv.DictReader((tmp_path / "scores.csv").open())}
     assert [float(table["bleu4_raw"][file]) for file in files] == [pytest.approx(100)] * 3
     assert [float(table["words"][file]) for file in files] == [sum(len(text.split()) for text in texts) / 6] * 3
@@ -256,7 +256,7 @@ def test_a_wrong_option_is_one_error_before_anything_is_written(tmp_path, monkey
     for name in ("empty.pth", "a.xlsx"):
         write(tmp_path / name, "")
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert main(["a.csv", *options]) == 1
+    assert main(["score", "a.csv", *options]) == 1
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
@@ -271,7 +271,7 @@ def test_a_repeating_report_takes_linear_time(tmp_path):
         text = "no effusion and " * repeats
         path = write(tmp_path / "a.csv", HEAD + f"s1,{text},{text}\n")
         began = time.process_time()
-        assert main([path]) == 0
+        assert main(["score", path]) == 0
         seconds.append(time.process_time() - began)
     assert seconds[0] < 1.5
     assert seconds[1] < 6 * max(seconds[0], 0.2)

@@ -99,7 +99,7 @@ def test_lower_case_is_of_both_sides(folder):
 def test_wrong_archives_are_errors(folder, tmp_path):
     import torch
 
-    with pytest.raises(WeightsError, match=r"modern-radgraph-xl has no config.json, weights.th, .*make fetch-assets"):
+    with pytest.raises(WeightsError, match=r"modern-radgraph-xl has no config.json, weights.th, .*dive fetch-assets"):
         RadGraph(folder, "modern-radgraph-xl")
     with pytest.raises(WeightsError, match="none of radgraph"):
         RadGraph(folder, "echograph")

@@ -182,5 +182,5 @@ def test_without_annotations_and_weights_the_key_is_named(tmp_path):
         build_annotator(settings(None), {})
     with pytest.raises(DataError, match=r"annotation\.radgraph\.path"):
         build_annotator({"annotator": "radgraph", "max_missing": 0.1}, {})
-    with pytest.raises(WeightsError, match=r"has no config\.json, weights\.th, .*make fetch-assets"):
+    with pytest.raises(WeightsError, match=r"has no config\.json, weights\.th, .*dive fetch-assets"):
         build_annotator(settings(str(tmp_path)), {})

@@ -18,7 +18,6 @@ from dive.reporting.tables import METRICS, write_tables
 from tests.unit.comparisons import LAYOUT as CLAIMED
 from tests.unit.comparisons import comparison, write
 
-TEMPLATE = str(Path(__file__).parents[2] / "workflow/templates/report.html.j2")
 METHODS = {
     "constant": ("Constant <report>", "control"),
     "zero_shot": ("Zero-shot", "reference"),
@@ -168,7 +167,6 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     ]
     accepted.write_text(json.dumps({"met": 2, "criteria": 3, "rows": rows, "numbers": {}}))
     arguments = {
-        "template": TEMPLATE,
         "title": "DIVE <here>",
         "tables": {"main": table},
         "layouts": {"main": LAYOUT},
@@ -226,7 +224,7 @@ def test_what_the_page_says_of_spreads_and_intervals_is_what_it_shows(scores, tm
     (tmp_path / "compared.json").write_text(json.dumps(compared))
     files = [str(tmp_path / name) for name in ("main.tex", "main.csv")]
     write_tables(scores, layout, *files, {("set", "tiny"): str(tmp_path / "compared.json")})
-    arguments = {"template": TEMPLATE, "title": "t", "figures": {}, "flows": {}}
+    arguments = {"title": "t", "figures": {}, "flows": {}}
     write_report(str(tmp_path / "p.html"), tables={"main": files[1]}, layouts={"main": layout}, **arguments)
     page = (tmp_path / "p.html").read_text()
     cell = re.search(r'<td class="number"><span class="best"([^>]*)>40.0</span>(.*?)</td>', page)

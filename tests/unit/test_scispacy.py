@@ -2,8 +2,6 @@
 
 import json
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 
 import pytest
 
@@ -11,7 +9,6 @@ from dive.annotation.annotate import build_annotator
 from dive.annotation.scispacy import load_pipeline, pipeline_errors
 from dive.annotation.vocabulary import Report
 from dive.data.roots import DataError
-from tests.unit.reference import FOLDER
 
 NER = {
     "@architectures": "spacy.TransitionBasedParser.v2",
@@ -35,15 +32,9 @@ NER = {
 
 @pytest.fixture(scope="module")
 def spacy():
-    """spaCy of the environment, or that of the reference packages' folder (`make reference`)."""
-    if find_spec("spacy"):
-        yield import_module("spacy")
-        return
-    if not (FOLDER / "spacy").is_dir():
-        pytest.skip(f"spaCy is neither installed nor in {FOLDER}: `make reference` puts it there")
-    sys.path.append(str(FOLDER))  # at the end: what the environment has is the environment's
-    yield import_module("spacy")
-    sys.path.remove(str(FOLDER))
+    """spaCy with scispaCy, which the environment of requirements.lock has."""
+    pytest.importorskip("scispacy", reason='the package comes with "dive[scispacy]"')
+    return pytest.importorskip("spacy")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dive.data.generations import LONGEST, read_generations, write_generations
+from dive.packaged import VOCABULARY
 from dive.scores.bleu import corpus_bleu
 from dive.scores.constant import best_report, repeat_best_report
 from dive.scores.lexicon import Lexicon
 from dive.scores.rouge import rouge_l, rouge_tokens
 from dive.scores.score import STATISTICS, report_statistics, score_method, score_reports, scores_from_statistics
 
-VOCABULARY = str(Path(__file__).parents[2] / "workflow/resources/vocabulary.csv")
 TARGETS = {
     "q1": "There is no pleural effusion. No pneumothorax.",
     "q2": "There is no pleural effusion. Small pneumothorax.",

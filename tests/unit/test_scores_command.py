@@ -1,4 +1,4 @@
-"""``python -m dive.scores``: any CSV or JSON Lines file gets the scores of the workflow's tables, by the same code."""
+"""``dive score``: any CSV or JSON Lines file gets the scores of the workflow's tables, by the same code."""
 
 import csv
 import json
@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from dive.scores.__main__ import VOCABULARY, main
+from dive.command import main
+from dive.packaged import VOCABULARY
 from dive.scores.bleu import corpus_bleu
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import score_reports
@@ -42,8 +43,10 @@ def read_scores(path):
 
 def test_csv_and_json_lines_give_the_library_s_scores(files, capsys):
     systems = [str(files / "a.csv"), str(files / "b.jsonl")]
-    assert main([*systems, "--out", str(files / "scores.csv"), "--reports", str(files / "reports.parquet")]) == 0
-    expected, statistics, columns = score_reports(HYPOTHESES, REFERENCES, Lexicon(str(VOCABULARY)))
+    assert (
+        main(["score", *systems, "--out", str(files / "scores.csv"), "--reports", str(files / "reports.parquet")]) == 0
+    )
+    expected, statistics, columns = score_reports(HYPOTHESES, REFERENCES, Lexicon(VOCABULARY))
     assert expected["bleu4"] == pytest.approx(corpus_bleu(HYPOTHESES, REFERENCES))
     table = read_scores(files / "scores.csv")
     for metric, value in expected.items():
@@ -66,18 +69,18 @@ def test_references_of_their_own_are_paired_by_study(files, capsys):
     said = rows[["study_uid", "hypothesis"]].assign(ended=[1, 0] * 6 + [""])[::-1]
     said.to_csv(files / "said.csv", index=False)
     arguments = ["--references", str(files / "references.csv"), "--out", str(files / "scores.csv")]
-    assert main([str(files / "said.csv"), *arguments]) == 0
+    assert main(["score", str(files / "said.csv"), *arguments]) == 0
     table = read_scores(files / "scores.csv")
     assert float(table["bleu4"][str(files / "said.csv")]) == pytest.approx(corpus_bleu(HYPOTHESES, REFERENCES))
     said[:-2].to_csv(files / "said.csv", index=False)
-    assert main([str(files / "said.csv"), *arguments]) == 1
+    assert main(["score", str(files / "said.csv"), *arguments]) == 1
     assert "lacks 2 studies (s0, s1)" in capsys.readouterr().err
 
 
 def test_stopped_is_read_where_it_is_named(files):
     rows = pd.read_csv(files / "a.csv").assign(ended=[True] * 9 + [False] * 4)
     rows.to_csv(files / "a.csv", index=False)
-    assert main([str(files / "a.csv"), "--stopped", "ended", "--out", str(files / "scores.csv")]) == 0
+    assert main(["score", str(files / "a.csv"), "--stopped", "ended", "--out", str(files / "scores.csv")]) == 0
     assert float(read_scores(files / "scores.csv")["stop_rate"][str(files / "a.csv")]) == pytest.approx(9 / 13)
 
 
@@ -88,14 +91,14 @@ def test_models_are_used_where_their_weights_are_given(files, capsys):
     write_radgraph(files / "weights", encoder, "radgraph-xl")
     arguments = ["--radgraph", str(files / "weights"), "--chexbert", str(chexbert), "--encoder", str(encoder)]
     arguments += ["--device", "cpu", "--max-words", "20", "--out", str(files / "scores.csv")]
-    assert main([str(files / "a.csv"), *arguments]) == 0
+    assert main(["score", str(files / "a.csv"), *arguments]) == 0
     table = read_scores(files / "scores.csv")
     assert 0 < float(table["radgraph_f1"][str(files / "a.csv")]) < 100
     assert 0 < float(table["chexbert_f1"][str(files / "a.csv")]) < 100
     assert float(table["radgraph_capped"][str(files / "a.csv")]) == sum(len(text.split()) > 20 for text in HYPOTHESES)
     assert "hypotheses cut after 20 words" in table["radgraph_f1"]["convention"]
     assert "radgraph 0.1.18" in capsys.readouterr().out
-    assert main([str(files / "a.csv"), "--chexbert", str(files / "absent.pth")]) == 1
+    assert main(["score", str(files / "a.csv"), "--chexbert", str(files / "absent.pth")]) == 1
     assert "absent.pth" in capsys.readouterr().err
 
 
@@ -114,7 +117,7 @@ def test_wrong_files_are_told_in_one_line(tmp_path, capsys, name, content, messa
     path = tmp_path / (name or "absent.csv")
     if content is not None:
         path.write_text(content)
-    assert main([str(path)]) == 1
+    assert main(["score", str(path)]) == 1
     told = capsys.readouterr().err
     assert message in told
     assert path.name in told
@@ -123,6 +126,6 @@ def test_wrong_files_are_told_in_one_line(tmp_path, capsys, name, content, messa
 
 def test_the_command_imports_no_torch_without_weights(files):
     code = (
-        f"import sys, dive.scores.__main__ as m; m.main([{str(files / 'a.csv')!r}]); sys.exit('torch' in sys.modules)"
+        f"import sys, dive.command as m; m.main(['score', {str(files / 'a.csv')!r}]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

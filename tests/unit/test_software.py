@@ -9,19 +9,13 @@ import pytest
 from snakemake.persistence.file import FilePersistence
 
 from dive import provenance, software
-from dive.progress import logged
+from dive.job import logged
 
 NO_NUMBERS = {
-    "huggingface_hub",
-    "jinja2",
-    "matplotlib",
-    "pydantic",
-    "pydantic_core",
-    "safetensors",
-    "snakemake",
-    "yaml",
+    *("click", "huggingface_hub", "jinja2", "matplotlib", "pydantic", "pydantic_core", "rich", "safetensors"),
+    *("snakemake", "snakemake_interface_logger_plugins", "yaml"),
 }
-"""Packages that fetch, check, store or draw; another version of them changes no number."""
+"""Packages that fetch, check, store, draw or print; another version of them changes no number."""
 
 
 @pytest.fixture

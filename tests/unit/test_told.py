@@ -15,7 +15,7 @@ import pytest
 from dive import files
 from dive.data.roots import DataError, require_root
 from dive.data.studies import read_studies
-from dive.progress import logged
+from dive.job import logged
 from dive.steering.base import steered_layers
 from dive.told import sentence_of
 

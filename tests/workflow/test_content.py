@@ -140,7 +140,7 @@ def test_what_no_reader_opens_times_places_and_links_rerun_nothing(copy: Project
     table = next((given / "chest").glob("*-split.csv.gz"))
     shutil.copy(table, table.with_suffix(".new"))
     table.with_suffix(".new").replace(table)
-    for path in [*given.rglob("*"), *(copy.folder / "workflow/resources").iterdir()]:
+    for path in [*given.rglob("*"), *(copy.folder / "workflow/dive/resources").glob("*.*")]:
         os.utime(path)
     _, other = images(copy)
     flip(other)  # not of the pool
@@ -182,7 +182,7 @@ def test_another_system_s_file_and_the_vocabulary_rerun_what_reads_them(copy: Pr
     file = copy.folder / "given/other.csv"
     rewrite(file, file.read_bytes().replace(b"No effusion.", b"An effusion."))
     assert copy.planned(*PLAN) == {"import_reports": 1, "score": 1}
-    vocabulary = copy.folder / "workflow/resources/vocabulary.csv"
+    vocabulary = copy.folder / "workflow/dive/resources/vocabulary.csv"
     rewrite(vocabulary, vocabulary.read_bytes() + b"\n")
     assert copy.planned(*PLAN) == {"annotate": 1, "import_reports": 1, "score": 2}
     file.unlink()

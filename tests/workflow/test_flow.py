@@ -47,7 +47,7 @@ def test_scripts_are_thin(path: Path) -> None:
     modules = [node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
     ours = [module for module in modules if module.startswith("dive.")]
     assert len(ours) == 2
-    assert "dive.progress" in ours
+    assert "dive.job" in ours
     assert "dive.config" not in text
     assert "dive.settings" not in text
 

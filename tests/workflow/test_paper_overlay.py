@@ -40,7 +40,7 @@ def run_overlay(project: Project, share: float, changes: dict | None = None) -> 
         (project.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
         overlays.append("changes.yaml")
     start = time.perf_counter()
-    check = project.run("python", "-m", "dive.data.check", "--configfile", *overlays)
+    check = project.run("python", "-m", "dive", "check-data", "--configfile", *overlays)
     print(f"check-data: {time.perf_counter() - start:.1f} s")
     assert check.returncode == 0, check.stdout
     assert "PROBLEM" not in check.stdout

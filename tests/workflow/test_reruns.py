@@ -66,6 +66,15 @@ def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) ->
     assert methods == {"dive", "dive_uniform", "dive_no_teacher"}
 
 
+def test_dive_why_says_so_in_a_line(project: Project) -> None:
+    done = project.run("python", "-m", "dive", "why")
+    assert done.stdout.startswith("Nothing to do")
+    project.edit("config.yaml", "rank: 16                # r of U", "rank: 8 # r of U")
+    told = project.run("python", "-m", "dive", "why").stdout.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("rank 16 -> 8: 12 trainings, 12 generations, 12 scorings, ")
+
+
 def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
     project.edit("config.yaml", "pathology: 3,", "pathology: 2,")
     assert project.planned() == {**retrained(3), **ANALYSED}  # the analysis is about DIVE's weights
@@ -299,7 +308,7 @@ def test_the_configuration_s_model_reruns_nothing(project: Project) -> None:
 
 
 def test_the_vocabulary_reruns_annotation_and_lexicon_scores(project: Project) -> None:
-    with (project.folder / "workflow/resources/vocabulary.csv").open("a") as file:
+    with (project.folder / "workflow/dive/resources/vocabulary.csv").open("a") as file:
         file.write("\n")
     assert {"annotate", "score"} <= set(project.planned())
     assert not {"split", "cache_vision", "cache_teacher"} & set(project.planned())

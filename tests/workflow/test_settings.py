@@ -48,7 +48,7 @@ def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Proje
         "config.yaml", "    path: null              # chexbert.pth", "    path: weights.pth       # chexbert.pth"
     )
     told = fresh.run("snakemake", "--dry-run").stdout
-    assert "scores.chexbert.path: no weights at weights.pth; `make fetch-assets`" in told
+    assert "scores.chexbert.path: no weights at weights.pth; `dive fetch-assets`" in told
     (fresh.folder / "weights.pth").touch()
     planned = fresh.planned()
     assert planned["import_reports"] == 2  # one a dataset: no backbone is read
@@ -76,7 +76,7 @@ def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Proje
 
     printed = told("--dry-run")
     assert "annotation.radgraph.annotations.synthetic-mimic-cxr: no file graphs.json" in printed
-    assert "annotation.radgraph.path: no weights at weights/radgraph-xl/weights.th; `make fetch-assets`" in printed
+    assert "annotation.radgraph.path: no weights at weights/radgraph-xl/weights.th; `dive fetch-assets`" in printed
     assert not (fresh.folder / "logs").exists()
 
     (fresh.folder / "graphs.json").write_text(json.dumps([{"0": {"text": "of another report", "entities": {}}}]))

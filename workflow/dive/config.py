@@ -1,7 +1,7 @@
 """The configuration, checked before any job starts: every error at once, each with its dotted path; then complete.
 
 No job imports this module: jobs get plain slices of the resolved configuration, so an edit here reruns nothing.
-``python -m dive.config`` prints the JSON schema that lies in workflow/schemas.
+``python -m dive.config`` prints the JSON schema that lies in dive/resources.
 """
 
 import json

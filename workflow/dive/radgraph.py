@@ -120,7 +120,7 @@ def archive_files(path: str, archive: str) -> list[Path]:
     absent = [str(file.relative_to(folder)) for file in files if not file.is_file()]
     if absent:
         raise WeightsError(
-            f"{folder} has no {', '.join(absent)}; the unpacked archive belongs there, and `make fetch-assets` says "
+            f"{folder} has no {', '.join(absent)}; the unpacked archive belongs there, and `dive fetch-assets` says "
             "where it is from"
         )
     return sorted({*files, *(folder / "vocabulary").glob("*.txt")})
@@ -152,7 +152,7 @@ def load_archive(path: str, archive: str, device: str = "auto", key: str = "scor
             reason = " ".join(str(error).split())[:300] if "state_dict" in str(error) else type(error).__name__
             raise WeightsError(
                 f"{weights}: not the weights of {archive} that config.json beside it describes ({reason}). "
-                "`make fetch-assets` says which archive is expected."
+                "`dive fetch-assets` says which archive is expected."
             ) from error
     if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
         raise WeightsError(f"{weights}: holds values that are not finite, so it is damaged; unpack the archive again")

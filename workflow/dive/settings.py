@@ -268,6 +268,7 @@ class CheXbert(Strict):
 
     path: Place | None
     encoder: Place
+    implementation: Literal["batched", "f1chexbert"]
     batch: Size
     device: Device
 

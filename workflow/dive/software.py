@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 COMPUTING = {
     "PIL": ("pillow",),
+    "f1chexbert": ("f1chexbert",),
     "nltk": ("nltk",),
     "numpy": ("numpy",),
     "pandas": ("pandas",),

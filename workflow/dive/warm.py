@@ -2,7 +2,7 @@
 
 Importing torch and transformers takes two and a half seconds of a processor, in the embedded world more than the work
 of most jobs. So the first job of a run of Snakemake starts a process that imports them and then waits at a socket until
-the run ends. The script of every later job asks it for a fork (``dive.progress.logged``) and sends what makes it that
+the run ends. The script of every later job asks it for a fork (``dive.job.logged``) and sends what makes it that
 job: arguments, folder, environment, module path and the three standard files. The fork runs the script from its
 beginning; the process that Snakemake started waits for it, passes signals on and ends as it ends.
 

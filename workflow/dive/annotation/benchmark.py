@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from dive.annotation.annotate import build_annotator
 from dive.annotation.vocabulary import Report
 from dive.data.synthetic.findings import sample_findings
 from dive.data.synthetic.language import target_style, write_report
+from dive.packaged import VOCABULARY
 
-VOCABULARY = Path(__file__).resolve().parents[2] / "resources/vocabulary.csv"
 SETTINGS = {
     "vocabulary": {"classes": ["observation", "pathology"], "include_cues": False},
     "idf": {"share": 0.3},
@@ -42,7 +41,7 @@ def measure(annotator: str, texts: list[str]) -> tuple[float, int]:
     """CPU seconds to build an annotator and annotate all texts, and the number of spans."""
     reports = [Report(f"s{i}", "train", text) for i, text in enumerate(texts)]
     start = time.process_time()
-    annotate = build_annotator({"annotator": annotator, **SETTINGS[annotator]}, {"vocabulary": str(VOCABULARY)})
+    annotate = build_annotator({"annotator": annotator, **SETTINGS[annotator]}, {"vocabulary": VOCABULARY})
     spans = sum(len(found) for found in annotate(reports))
     return time.process_time() - start, spans
 

@@ -163,7 +163,7 @@ def build(settings: Mapping[str, Any], files: Mapping[str, str]) -> Callable[[It
         if not settings.get("path"):
             raise DataError(
                 "annotation.annotator radgraph: give annotation.radgraph.annotations a file of this dataset, or "
-                "annotation.radgraph.path RadGraph's weights (`make fetch-assets` says where they are from)"
+                "annotation.radgraph.path RadGraph's weights (`dive fetch-assets` says where they are from)"
             )
         model = {key: settings[key] for key in ("path", "archive", "device")}
         told = {"key": "annotation.radgraph", "limit": "datasets.*.selection.max_words"}

@@ -1,6 +1,6 @@
 """Decisive spans of a report by a vocabulary of surface forms, with the polarity of every mention.
 
-The vocabulary is a table that a radiologist can edit (``workflow/resources/vocabulary.csv``): observation, surface,
+The vocabulary is a table that a radiologist can edit (``dive/resources/vocabulary.csv``): observation, surface,
 class, source. In a surface form ``(s)`` is an optional ending, ``(y|ies)`` a choice, and a blank stands for any
 blanks and hyphens. Case does not matter. Classes: ``observation`` (CheXpert's fourteen), ``pathology`` (further
 ones), ``anatomy``, ``modifier``. Sources: the phrase lists of the CheXpert labeler (Irvin et al. 2019) with their

@@ -1,13 +1,11 @@
 """Before anything starts: are the data what they should be, and what will the configured experiments take?
 
-    python -m dive.data.check --configfile config/paper.yaml        (or make check-data)
+    dive check-data --configfile config/paper.yaml
 
 Tables are read whole and compared with the official sizes; of reports and images a sample of studies goes through the
 reader and the selection that the run will use. Seconds at full size. Nothing is written, no text of a report is shown.
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,7 +14,7 @@ from typing import Any
 
 from dive.backbones.check import check_backbones
 from dive.config import resolve
-from dive.configfiles import ConfigError, files_of, read_files
+from dive.configfiles import read_files
 from dive.data.estimates import Counts, Machine, estimate, missing_shape, shape_of
 from dive.data.images import image_size
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES, DataError, check_root
@@ -268,27 +266,3 @@ def print_estimates(
         print(f"  {dataset}, {backbone}: h: {time} (at most {spent.longest / 3600:.1f} in all); GB: {size}")
     beside = f" without the {unknown} that have no estimate" if unknown else ""
     print(f"  all{beside}: {hours:.1f} GPU hours (at most {most:.1f}), {disk / 1e9:.3g} GB on disk beside the data")
-
-
-def main(arguments: list[str]) -> int:
-    """The command; 0 when nothing is in the way of a run, 1 when something is, 2 when the configuration is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m dive.data.check", description="Check the data and estimate a run.")
-    parser.add_argument("--configfile", nargs="*", default=[], help="overlays of config.yaml, as snakemake takes them")
-    parser.add_argument("--profile", nargs="*", default=[], help="profiles, whose configfile is read")
-    parser.add_argument("--sample", type=int, default=SAMPLE, help="studies whose reports and images are looked at")
-    parser.add_argument("--tflops", type=float, default=Machine.tflops, help="1e12 operations a second of the GPU")
-    parser.add_argument("--bandwidth", type=float, default=Machine.bandwidth, help="of the GPU's memory, GB a second")
-    parser.add_argument("--layer-ms", type=float, default=Machine.layer_ms, help="least time of calling a layer")
-    parser.add_argument("--tokens-a-word", type=float, default=1.5, help="of the tokenizer on reports")
-    given, _ = parser.parse_known_args(arguments)  # other options are snakemake's, when make passes them
-    try:
-        config = read_config(files_of(arguments)[0])
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    machine = Machine(given.tflops, given.bandwidth, given.layer_ms)
-    return 0 if check_data(config, machine, given.sample, given.tokens_a_word) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

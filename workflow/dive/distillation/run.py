@@ -17,7 +17,8 @@ from dive.distillation.recorded import Filled, MicroBatch, recorded_gradient
 from dive.distillation.student import Student
 from dive.distillation.supervision import Supervision, riskiest
 from dive.files import atomic_path
-from dive.progress import log, peak_memory, progress
+from dive.job import peak_memory
+from dive.progress import log, progress
 from dive.sealed import DamageError, append_seal, checked_body
 
 TRAINING_COLUMNS = (

@@ -29,7 +29,7 @@ def read_jobs(folder: str) -> list[Job]:
     Costs are of the run that made the present result: a file is replaced whenever its job runs again.
 
     Raises:
-        ValueError: if a file is not what a job leaves (`dive.progress.logged`).
+        ValueError: if a file is not what a job leaves (`dive.job.logged`).
     """
     jobs = []
     for path in sorted(Path(folder).rglob("*.tsv")):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dive.data.readable import count_readable
 from dive.files import atomic_path, read_json
+from dive.packaged import packaged
 from dive.reporting.claims import HOLDS, UNMEASURED, read_claims, shown_cells, shown_rows, verdict_notes
 from dive.reporting.flow import flow_diagram
 from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
@@ -18,7 +19,6 @@ from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, r
 
 def write_report(
     out: str,
-    template: str,
     title: str,
     tables: Mapping[str, str],
     layouts: Mapping[str, Mapping[str, Any]],
@@ -37,7 +37,6 @@ def write_report(
 
     Args:
         out: the HTML file.
-        template: ``workflow/templates/report.html.j2``.
         title: heading of the page.
         tables: experiment -> CSV of :func:`dive.reporting.tables.write_tables`.
         layouts: experiment -> the layout of its table, for titles and notes.
@@ -59,7 +58,7 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(Path(template).read_text(encoding="utf-8"))
+    page = environment.from_string(packaged("templates/report.html.j2").read_text(encoding="utf-8"))
     titles = {name: entry["title"] for layout in layouts.values() for name, entry in layout["datasets"].items()}
     text = page.render(
         title=title,

@@ -1,15 +1,9 @@
-"""What a run says at its end: how the synthetic world was accepted, the table, the claims, and where everything is.
+"""What ``dive show`` and the end of a run print: the acceptance of the synthetic world, tables, claims, and places."""
 
-Run as a module: ``python -m dive.reporting.summary results main,baselines``; without names it shows the experiments of
-the configuration.
-"""
-
-import sys
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 
-from dive.configfiles import files_of, read_files
+from dive.reporting.changes import describe_changes
 from dive.reporting.tables import format_table
 
 PLACES = {
@@ -44,6 +38,12 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
         if (table := folder / f"tables/{name}.csv").is_file():
             parts += [f"Grid {name}:"] if len(experiments) > 1 else []
             parts.append(format_table(str(table)))
+            if changes := describe_changes(results, name):
+                parts += [
+                    "What each change of our method did: the difference to ours [its interval], and p after Holm's "
+                    "correction. * marks a difference on which interval and p agree.\n",
+                    changes,
+                ]
         if (claims := folder / f"tables/{name}-claims.md").is_file():
             parts.append(claims.read_text(encoding="utf-8"))
     places = {
@@ -63,20 +63,3 @@ def left_over(tables: Path, experiments: Sequence[str]) -> str:
     """Names of the tables that earlier configurations left, of none of these experiments."""
     names = sorted(path.stem for path in tables.glob("*.tex"))
     return ", ".join(name for name in names if not any(f"{name}-".startswith(f"{one}-") for one in experiments))
-
-
-def named_or_configured(arguments: Sequence[str]) -> list[str]:
-    """Experiments that a command names, as ``main,baselines`` or one by one; else those that are configured.
-
-    Args:
-        arguments: names, then options of snakemake, of which ``--configfile`` and ``--profile`` are read.
-    """
-    named = takewhile(lambda argument: not argument.startswith("-"), arguments)
-    names = [name for argument in named for name in argument.split(",") if name]
-    return list(dict.fromkeys(names or map(str, read_files(files_of(arguments)[0]).get("experiments", []))))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m dive.reporting.summary results [main,baselines]")
-    sys.stdout.write(summarise_run(sys.argv[1], named_or_configured(sys.argv[2:])))

@@ -5,10 +5,10 @@ allow it; nothing on it is loaded from elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dive.files import atomic_path
+from dive.packaged import packaged
 from dive.parquet import read_table
 
 LAYERS = {"loss": "Loss (nats)", "kl": "KL from the teacher (nats)", "weight": "Weight"}
@@ -85,7 +85,6 @@ def write_view(
     spans: Sequence[str],
     title: str,
     chosen: int | Sequence[str],
-    template: str,
     out: str,
 ) -> None:
     """Write the page.
@@ -97,7 +96,6 @@ def write_view(
         spans: spans of each annotator.
         title: of the dataset.
         chosen: see `choose`.
-        template: ``workflow/templates/tokens.html.j2``.
         out: the HTML file.
     """
     import jinja2
@@ -130,7 +128,7 @@ def write_view(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(Path(template).read_text(encoding="utf-8"))
+    page = environment.from_string(packaged("templates/tokens.html.j2").read_text(encoding="utf-8"))
     with atomic_path(out) as temporary:
         temporary.write_text(page.render(title=title, reports=reports, layers=LAYERS, scale=scale), encoding="utf-8")
 

@@ -1,13 +1,10 @@
 """Weights of RadGraph and CheXbert: where they lie, where they are from, and whether they are the expected ones.
 
-Jobs never download. ``make fetch-assets`` says what it would download, ``make fetch-assets DOWNLOAD=yes`` does it:
-files of the pinned revisions in ``workflow/resources/assets.json``, checked by size and hash, below ``assets/``. Run as
-a module it is ``python -m dive.scores.assets [--download] [names]``.
+Jobs never download. ``dive fetch-assets`` says what it would download, ``dive fetch-assets --download`` does it:
+files of the pinned revisions in ``resources/assets.json``, checked by size and hash, below ``assets/``.
 """
 
-import argparse
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -16,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from dive.files import WeightsError, atomic_path, read_json, sha256, write_json
+from dive.packaged import packaged
 
-MANIFEST = Path(__file__).resolve().parents[2] / "resources/assets.json"
+MANIFEST = packaged("assets.json")
 FOLDER = "assets"
 HUB = "hub"
 """``path: hub`` of a model in the configuration means the files that :func:`fetch` put below FOLDER."""
@@ -77,7 +75,7 @@ def absent_weights(
 ) -> list[str]:
     """A message for every model that a section of the configuration asks for and whose weights are not there."""
     return [
-        f"{section}.{name}.path: no weights at {file}; `make fetch-assets` says what it would download, {otherwise}"
+        f"{section}.{name}.path: no weights at {file}; `dive fetch-assets` says what it would download, {otherwise}"
         for name, file in weight_files(located(models)).items()
         if not Path(file).is_file()
     ]
@@ -117,10 +115,15 @@ def load_scorers(settings: Mapping[str, Mapping[str, Any] | None], folder: str |
     ]
 
 
-def plan(manifest: Mapping[str, Any], names: Sequence[str], folder: str) -> Iterator[str]:
-    """Lines that say what a download would fetch, from where, how large, with which hash, and what is there."""
-    total = 0
-    for name in names:
+def plan(names: Sequence[str], folder: str) -> Iterator[str]:
+    """Lines that say what a download would fetch, from where, how large, with which hash, and what is there.
+
+    Args:
+        names: of the manifest's assets; without any those that the default settings of the scores need.
+        folder: where the assets lie.
+    """
+    manifest, total = read_json(MANIFEST), 0
+    for name in names or manifest["default"]:
         asset = manifest["assets"][name]
         target = Path(folder) / asset["target"]
         there = target.is_file() or (target / "weights.th").is_file()
@@ -132,6 +135,19 @@ def plan(manifest: Mapping[str, Any], names: Sequence[str], folder: str) -> Iter
         yield f"  used by {asset['used_by']}"
         yield f"  needs   {asset['needs']}"
     yield f"To download: {total / 1e6:,.0f} MB. {manifest['note']}"
+    yield "Nothing was downloaded; `dive fetch-assets --download` does it."
+
+
+def fetch_all(names: Sequence[str], folder: str) -> Iterator[str]:
+    """Download assets, and yield a line for each; arguments are those of :func:`plan`.
+
+    Raises:
+        WeightsError: size or hash of a file are not the expected ones.
+    """
+    manifest = read_json(MANIFEST)
+    for name in names or manifest["default"]:
+        yield fetch(name, manifest["assets"][name], folder)
+    yield "Now `scores.radgraph.path: hub` and `scores.chexbert.path: hub` in config.yaml measure with them."
 
 
 def fetch(name: str, asset: Mapping[str, Any], folder: str) -> str:
@@ -188,29 +204,3 @@ def fetch_encoder(name: str) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot_download(name, allow_patterns=["config.json", "vocab.txt", "tokenizer*", "special_tokens_map.json"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 on success."""
-    manifest = read_json(MANIFEST)
-    parser = argparse.ArgumentParser(
-        prog="python -m dive.scores.assets", description="Weights of RadGraph and CheXbert."
-    )
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(manifest['assets'])}; default: {manifest['default']}")
-    parser.add_argument("--download", action="store_true", help="fetch them; without it they are only listed")
-    parser.add_argument("--folder", default=FOLDER, help="where they go (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    names = given.names or manifest["default"]
-    if unknown := [name for name in names if name not in manifest["assets"]]:
-        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(manifest['assets'])}")
-    if not given.download:
-        print(*plan(manifest, names, given.folder), "Nothing was downloaded: DOWNLOAD=yes does it.", sep="\n")
-        return 0
-    for name in names:
-        print(fetch(name, manifest["assets"][name], given.folder), flush=True)
-    print("Now `scores.radgraph.path: hub` and `scores.chexbert.path: hub` in config.yaml measure with them.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ empty lists and missing texts are no crash, and nothing is taken from a file of 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
 CONDITIONS = (*(label for label in LABELS if label != "No Finding"), "No Finding")
 """Order of the model's heads (that of f1chexbert's report); everything that leaves this module is in that of LABELS."""
 
+PACKAGE_LABELS = ("", 1, 0, -1)
+"""What f1chexbert calls the classes blank, positive, negative and uncertain."""
+
 CLASSES = 4
 MAX_TOKENS = 512
 PREFIX = "chexbert"
-EXPECTED = "`make fetch-assets` says which checkpoint is expected"
+EXPECTED = "`dive fetch-assets` says which checkpoint is expected"
 COLUMNS = (*count_columns(PREFIX), *flag_columns(PREFIX))
 """Additive columns of a report: hits, false alarms and misses of 14 observations; samples, samples5, exact5."""
 
@@ -53,6 +57,8 @@ class CheXbert:
         encoder: configuration and vocabulary of the BERT, a folder or a name in the Hugging Face cache.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         batch: texts at a time.
+        implementation: ``batched``, or ``f1chexbert``: that package tokenises and labels each text by itself, with the
+            same weights, which are still read as data.
         folder: where classes are remembered (:func:`dive.remembered.annotate_once`); None is nowhere.
 
     Raises:
@@ -69,9 +75,10 @@ class CheXbert:
         device: str = "auto",
         batch: int = 64,
         folder: str | None = None,
+        implementation: str = "batched",
     ) -> None:
         if not Path(path).is_file():
-            raise WeightsError(f"scores.chexbert.path: no file {path}; `make fetch-assets` says where it is from")
+            raise WeightsError(f"scores.chexbert.path: no file {path}; `dive fetch-assets` says where it is from")
         self.path, self.encoder, self.device, self.batch, self.folder = path, encoder, device, batch, folder
         self.identity = {
             "scorer": "chexbert",
@@ -80,6 +87,10 @@ class CheXbert:
             "sha256": sha256(path),
             "encoder": Path(encoder).name if Path(encoder).is_dir() else encoder,
         }
+        self._label = self._label_in_batches
+        if implementation == "f1chexbert":
+            self._label = self._label_one_by_one
+            self.identity["implementation"] = f"f1chexbert {package_version()}"
         self.conventions = {
             "chexbert_f1": "micro F1 of 14 observations, uncertain as positive, as f1chexbert 0.0.2 computes it, by "
             f"CheXbert's checkpoint {Path(path).name} (sha256 {self.identity['sha256'][:12]}); 0..100",
@@ -126,10 +137,27 @@ class CheXbert:
         return (float(agree.mean()) if len(agree) else 0.0), agree.astype(np.float32), *parts
 
     def _read(self, texts: list[str]) -> Iterator[tuple[str, list[int]]]:
-        import torch
-
         if self._model is None:
             self._model, self._tokenizer = load_labeler(self.path, self.encoder, self.device)
+        yield from self._label(texts)
+
+    def _label_one_by_one(self, texts: list[str]) -> Iterator[tuple[str, list[int]]]:
+        """What the package says of each text; its own loading, which unpickles and downloads, is passed over."""
+        import torch
+        from f1chexbert import F1CheXbert
+
+        labeler = F1CheXbert.__new__(F1CheXbert)
+        torch.nn.Module.__init__(labeler)
+        labeler.model, labeler.tokenizer = self._model, self._tokenizer
+        labeler.device = next(self._model.parameters()).device
+        for text in progress(texts, "CheXbert, reports"):
+            with torch.inference_mode():
+                labels = labeler.get_label(text, mode="classification")
+            yield text, [PACKAGE_LABELS.index(label) for label in labels]
+
+    def _label_in_batches(self, texts: list[str]) -> Iterator[tuple[str, list[int]]]:
+        import torch
+
         device = next(self._model.parameters()).device
         ids = [token_ids(text, self._tokenizer) for text in texts]
         order = sorted(range(len(texts)), key=lambda index: (len(ids[index]), texts[index]))
@@ -145,6 +173,21 @@ class CheXbert:
                 logits = self._model(padded.to(device), mask.to(device))
             classes = torch.stack([head.argmax(dim=1) for head in logits], dim=1).tolist()
             yield from zip((texts[index] for index in batch), classes, strict=True)
+
+
+def package_version() -> str:
+    """Version of the package f1chexbert.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    try:
+        return version("f1chexbert")
+    except PackageNotFoundError:
+        raise WeightsError(
+            "scores.chexbert.implementation: the package f1chexbert is not installed; install it as in "
+            "requirements.lock, or choose batched, which gives the same classes"
+        ) from None
 
 
 def scores(total: np.ndarray, n: int) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dive.progress import cost_file, logged, peak_memory
+from dive.job import cost_file, logged, peak_memory
 
 
 def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +29,6 @@ def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytes
 def test_memory_is_that_of_the_job_alone() -> None:
     of_this_one = bytearray(300 * 2**20)
     of_this_one[:: 2**12] = b"1" * (len(of_this_one) // 2**12)
-    code = "from dive.progress import peak_memory; print(peak_memory())"
+    code = "from dive.job import peak_memory; print(peak_memory())"
     job = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 5 < float(job.stdout) < 100 < peak_memory()

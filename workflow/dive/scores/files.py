@@ -1,17 +1,13 @@
-"""Score any system: ``python -m dive.scores system.csv [another.jsonl] --out scores.csv``.
+"""Score the reports of any system from CSV or JSON Lines files, by the same code as the workflow's tables.
 
-A file is CSV with a header or JSON Lines; a row is a report with its reference. Where references lie in a file of their
-own, ``--references`` names it and rows are paired by ``--id``. Files that are scored together are compared, so they
-must hold the same studies, each of them once. Scores are those of the workflow's tables, by the same code; RadGraph F1
-and CheXbert F1 are measured where their weights are given.
+The command ``dive score`` calls :func:`score_files`.
 """
 
-import argparse
 import csv
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +17,54 @@ import pyarrow as pa
 from dive.data.reports import by_study, flag, identifier, listed, read_rows, reference, report
 from dive.data.roots import DataError
 from dive.devices import claim_device
-from dive.files import WeightsError, atomic_path
+from dive.files import atomic_path
+from dive.packaged import VOCABULARY
 from dive.parquet import write_table
 from dive.scores.assets import load_scorers
 from dive.scores.lexicon import Lexicon
 from dive.scores.score import ABSENT, CONVENTIONS, score_reports
 
-VOCABULARY = Path(__file__).resolve().parents[2] / "resources/vocabulary.csv"
 ID = "study_uid"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are read and scored, and what is written.
+
+    Attributes:
+        hypothesis, reference: columns of the generated report and of its reference.
+        references: file of the references, where they are not beside the hypotheses; rows are then paired by ``id``.
+        id: column of the study. A file without it is scored too, unless another name than the default is given.
+        stopped: column that says whether a report ended by its end-of-turn token.
+        out: CSV to write, a row per metric.
+        reports: parquet to write, the additive statistics of every report.
+        radgraph: folder that holds ``<archive>/{config.json, weights.th, vocabulary/}``; None does not measure it.
+        archive: RadGraph's archive.
+        max_words: words of a hypothesis that RadGraph reads.
+        lower: lower-case both sides for RadGraph.
+        chexbert: CheXbert's checkpoint; None does not measure it.
+        encoder: configuration and vocabulary of its BERT.
+        device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:<n>``.
+        remember: folder in which RadGraph and CheXbert remember what they read.
+        vocabulary: vocabulary of the lexicon scores (CSV).
+    """
+
+    hypothesis: str = "hypothesis"
+    reference: str = "reference"
+    references: str | None = None
+    id: str = ID
+    stopped: str | None = None
+    out: str | None = None
+    reports: str | None = None
+    radgraph: str | None = None
+    archive: str = "radgraph-xl"
+    max_words: int = 350
+    lower: bool = False
+    chexbert: str | None = None
+    encoder: str = "bert-base-uncased"
+    device: str = "auto"
+    remember: str | None = None
+    vocabulary: str = VOCABULARY
 
 
 class Pairs(NamedTuple):
@@ -41,7 +77,7 @@ class Pairs(NamedTuple):
     stopped: list[bool | None]
 
 
-def read_pairs(path: str, options: argparse.Namespace) -> Pairs:
+def read_pairs(path: str, options: Options) -> Pairs:
     """The pairs of one file.
 
     Raises:
@@ -89,15 +125,13 @@ def check_same_studies(pairs: Mapping[str, Pairs], key: str) -> None:
             raise DataError(f"{first} and {path} differ in {listed(differing)} (column {key}); {remedy}")
 
 
-def check_targets(options: argparse.Namespace) -> None:
+def check_targets(files: Sequence[str], options: Options) -> None:
     """See that what is asked for can be written, before anything is computed.
 
     Raises:
         DataError: a file to write is a folder, is read or written otherwise, or lies where no folder can be.
     """
-    taken = {
-        Path(path).resolve(): "is read" for path in [*options.files, options.references, options.vocabulary] if path
-    }
+    taken = {Path(path).resolve(): "is read" for path in [*files, options.references, options.vocabulary] if path}
     for option, path in (("--out", options.out), ("--reports", options.reports)):
         if not path:
             continue
@@ -152,20 +186,6 @@ def write_reports(path: str, parts: Sequence[tuple[str, Sequence[str], np.ndarra
         write_table(pa.concat_tables(tables), temporary)
 
 
-def natural(text: str) -> int:
-    """A whole number above 0."""
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 999,999,999")
-    return int(text)
-
-
-def device(text: str) -> str:
-    """A device as torch names it, or auto."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, mps, cuda and cuda:<n>")
-    return text
-
-
 def check_device(setting: str) -> None:
     """See that the device is there, before anything is computed.
 
@@ -178,80 +198,56 @@ def check_device(setting: str) -> None:
         raise DataError(str(error)) from None
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m dive.scores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("files", nargs="+", help="CSV or JSON Lines, one a system")
-    add("--hypothesis", default="hypothesis", help="column of the generated report (default: %(default)s)")
-    add("--reference", default="reference", help="column of the reference (default: %(default)s)")
-    add("--references", help="file of the references, if they are not beside the hypotheses")
-    add("--id", default=ID, help="column of the study, which pairs files; each once (default: %(default)s)")
-    add("--stopped", help="column that says whether the system ended a report, and no length limit")
-    add("--out", help="CSV to write: a row a metric")
-    add("--reports", help="parquet to write: the additive statistics of every report")
-    add("--radgraph", help="folder that holds <archive>/{config.json, weights.th, vocabulary/}")
-    add("--archive", default="radgraph-xl", help="RadGraph's archive (default: %(default)s)")
-    words = "words of a hypothesis that RadGraph reads (default: %(default)s)"
-    add("--max-words", type=natural, default=350, help=words)
-    add("--lower", action="store_true", help="lower-case both sides for RadGraph")
-    add("--chexbert", help="CheXbert's checkpoint, chexbert.pth")
-    add("--encoder", default="bert-base-uncased", help="its BERT's configuration and vocabulary (default: %(default)s)")
-    add("--device", default="auto", type=device, help="auto, cpu, cuda or cuda:<n> (default: %(default)s)")
-    add("--remember", help="folder in which RadGraph and CheXbert remember what they read")
-    add("--vocabulary", default=str(VOCABULARY), help="vocabulary of the lexicon scores (CSV)")
-    return parser.parse_args(arguments)
+def score_files(files: Sequence[str], options: Options) -> None:
+    """Score files of reports, print a table with a column per file, and write what the options ask for.
 
+    Everything that can be wrong with the files and options is found before anything is computed or written.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write what was asked for; 0 on success, 1 when a file or weights are wrong."""
-    options = parse(arguments)
-    settings: dict[str, dict[str, Any] | None] = {"radgraph": None, "chexbert": None}
-    if options.radgraph:
-        settings["radgraph"] = {
-            **{"path": options.radgraph, "archive": options.archive, "max_words": options.max_words},
-            **{"lower": options.lower, "device": options.device},
-        }
-    if options.chexbert:
-        settings["chexbert"] = {"path": options.chexbert, "encoder": options.encoder, "device": options.device}
-    try:
-        check_targets(options)
-        pairs = {file: read_pairs(file, options) for file in dict.fromkeys(options.files)}
-        check_same_studies(pairs, options.id)
-        words = Lexicon(options.vocabulary)
-        if any(settings.values()):
-            check_device(options.device)
-        scorers = load_scorers(settings, options.remember)
-        results, parts = {}, []
-        for file, (ids, _, hypotheses, references, stopped) in pairs.items():
-            results[file], statistics, columns = score_reports(hypotheses, references, words, stopped, scorers)
-            absent = {name: None for name in ABSENT if name not in results[file]}
-            results[file] = {"reports": float(len(ids)), **results[file], **absent}
-            parts.append((file, ids, statistics))
-        files = list(pairs)
-        table = {metric: {file: results[file][metric] for file in files} for metric in results[files[0]]}
-        conventions = {**CONVENTIONS, **{name: text for scorer in scorers for name, text in scorer.conventions.items()}}
-        if options.out:
-            write_scores(options.out, table, files, conventions)
-        if options.reports:
-            write_reports(options.reports, parts, columns)
-    except (DataError, WeightsError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
+    Args:
+        files: CSV with a header or JSON Lines, one per system. A row is a report with its reference. Files that are
+            scored together must hold the same studies, each of them once.
+        options: see Options.
+
+    Raises:
+        DataError: a file cannot be read with certainty, or cannot be compared with the others.
+        WeightsError: the weights of RadGraph or CheXbert are absent or not the expected ones.
+    """
+    check_targets(files, options)
+    pairs = {file: read_pairs(file, options) for file in dict.fromkeys(files)}
+    check_same_studies(pairs, options.id)
+    words = Lexicon(options.vocabulary)
+    settings = model_settings(options)
+    if any(settings.values()):
+        check_device(options.device)
+    scorers = load_scorers(settings, options.remember)
+    results, parts = {}, []
+    for file, (ids, _, hypotheses, references, stopped) in pairs.items():
+        results[file], statistics, columns = score_reports(hypotheses, references, words, stopped, scorers)
+        absent = {name: None for name in ABSENT if name not in results[file]}
+        results[file] = {"reports": float(len(ids)), **results[file], **absent}
+        parts.append((file, ids, statistics))
+    names = list(pairs)
+    table = {metric: {file: results[file][metric] for file in names} for metric in results[names[0]]}
+    conventions = {**CONVENTIONS, **{name: text for scorer in scorers for name, text in scorer.conventions.items()}}
+    if options.out:
+        write_scores(options.out, table, names, conventions)
+    if options.reports:
+        write_reports(options.reports, parts, columns)
     for scorer in scorers:
         print(
             f"{scorer.name}: {', '.join(f'{key} {value}' for key, value in scorer.identity.items() if key != 'scorer')}"
         )
-    print_table(table, files)
-    sys.stdout.flush()
-    return 0
+    print_table(table, names)
 
 
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:
-        # Whoever reads the table, such as head, has seen enough: nothing is left to flush to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def model_settings(options: Options) -> dict[str, dict[str, Any] | None]:
+    """Settings of the scores that need a model, as :func:`load_scorers` takes them; None where no weights are given."""
+    radgraph = {
+        **{"path": options.radgraph, "archive": options.archive, "max_words": options.max_words},
+        **{"lower": options.lower, "device": options.device},
+    }
+    chexbert = {"path": options.chexbert, "encoder": options.encoder, "device": options.device}
+    return {
+        "radgraph": radgraph if options.radgraph else None,
+        "chexbert": chexbert if options.chexbert else None,
+    }
