@@ -54,6 +54,21 @@ CSV = {
     "a tripled reference": ("reference,hypothesis,reference,reference\n,,,\n", "the column reference 3 times"),
     "a doubled identifier": ("study_uid,study_uid,hypothesis,reference\n,,,\n", "the column study_uid 2 times"),
     "a header that is repeated": (HEAD + SOUND + HEAD, "row 2, line 3: repeats the header"),
+    "a header repeated with its mark": (HEAD + SOUND + "\ufeff" + HEAD, "row 2, line 3: repeats the header"),
+    "a header of another order": (
+        HEAD + SOUND + "reference,study_uid, hypothesis\n",
+        "row 2, line 3: repeats the header",
+    ),
+    "a study again, with a blank": (HEAD + SOUND + f"s1 ,{SECRET},b\n", "1 study (s1) more than once"),
+    "a study again, after a mark": (HEAD + SOUND + f"\ufeffs1,{SECRET},b\n", "1 study (s1) more than once"),
+    "a study again, composed": (HEAD + f"\u00e9,{SECRET},b\ne\u0301,{SECRET},b\n", "1 study (\u00e9) more than once"),
+    "what a spreadsheet makes of - No": (
+        HEAD + SOUND + "s2,#NAME?,b\n",
+        "column hypothesis holds #NAME?, which stands",
+    ),
+    "a reference of #N/A": (HEAD + SOUND + f"s2,{SECRET},#N/A\n", "row 2, line 3: column reference holds no reference"),
+    "a reference that was removed": (HEAD + SOUND + f"s2,{SECRET},___\n", "column reference holds no reference"),
+    "a reference that nobody sees": (HEAD + SOUND + f"s2,{SECRET},\u200b\n", "column reference holds no reference"),
     "no header": (f"{SECRET} lungs are clear without effusion,{SECRET}\n", "its first row is no header"),
     "semicolons": (HEAD.replace(",", ";") + SOUND, "columns are separated by commas"),
     "tabulators": (HEAD.replace(",", "\t") + SOUND, "columns are separated by commas"),
@@ -220,6 +235,9 @@ def test_texts_with_commas_quotes_breaks_and_other_scripts_are_read_whole(tmp_pa
     [
         (["--out", "."], "is a folder; name a file to write"),
         (["--reports", "."], "is a folder; name a file to write"),
+        (["--out", ""], "--out is empty; name a file to write, or omit it"),
+        (["--hypothesis", "reference"], "--hypothesis and --reference both name the column reference; name another"),
+        (["--id", "hypothesis"], "--hypothesis and --id both name the column hypothesis; name another one"),
         (["--out", "a.csv"], "is read by this command; name another file"),
         (["--out", "b.csv", "--reports", "b.csv"], "is written by this command; name another file"),
         (["--out", "a.csv/b.csv"], "nothing can be written in"),
@@ -262,6 +280,24 @@ def test_a_wrong_option_is_one_error_before_anything_is_written(tmp_path, monkey
     assert told.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "a.csv").read_text() == HEAD + SOUND
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_files_with_other_references_are_told_apart(tmp_path, capsys, named):
+    """Real outputs have them: one writes ``b-lines``, another ``blines``."""
+    rows = ["s1,Clear.,No  effusion.\n", "s2,Clear.,No b-lines.\n"]
+    head = HEAD if named else HEAD.replace("study_uid", "number")
+    first = write(tmp_path / "a.csv", head + "".join(rows))
+    same = write(tmp_path / "b.csv", head + "".join(reversed(rows)).replace("  ", " "))
+    other = write(tmp_path / "c.csv", head + "".join(rows).replace("b-lines", "blines"))
+    assert main([first, same]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([first, same, other]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"{first} and {other} have other references of {'1 study (s2)' if named else '1 of 2 rows'};"
+    )
+    assert told.count("\n") == 1
 
 
 def test_a_repeating_report_takes_linear_time(tmp_path):

@@ -9,6 +9,8 @@ import csv
 import json
 import math
 import re
+import string
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +27,20 @@ NAMED = 20
 LONGEST_LINE = 10_000_000
 """Characters of the longest line of a file, columns that are passed over included."""
 
-MISSING = {"nan", "NaN", "NA", "N/A", "n/a", "<NA>", "None", "null", "NULL"}
-"""What programs write where a value is missing: as the whole of a cell it is no report."""
+MISSING = {"nan", "nat", "na", "n/a", "<na>", "none", "null", "(null)", "\\n"}
+MISSING |= {
+    "#n/a",
+    "#name?",
+    "#null!",
+    "#num!",
+    "#ref!",
+    "#value!",
+    "#div/0!",
+}  # a spreadsheet's, of "- No effusion." too
+"""What programs write where a value is missing, in small letters: as the whole of a cell it is no report."""
+
+BLANK = string.whitespace + "\u00a0\u200b\ufeff"
+"""Characters around an identifier that nobody sees; files that were joined have byte-order marks within."""
 
 _NO_TEXT = re.compile("[\\x00\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -47,29 +61,34 @@ class Row(NamedTuple):
 
 
 def identifier(value: Any) -> str:
-    """The name of a study or patient: a text, or a whole number in JSON."""
+    """The name of a study or patient: a text, or a whole number in JSON; blanks around it are no part of it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    name = _text(value, "write the identifier as a text")
-    if not name.strip() or name in MISSING:
+    name = unicodedata.normalize("NFC", _text(value, "write the identifier as a text").strip(BLANK))
+    if not name or is_missing(name):
         raise ValueError("is empty; every row needs its identifier")
     return name
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that its value is missing; ``none`` in small letters is a word that a system may write."""
+    return text.strip().lower() in MISSING and text.strip() != "none"
 
 
 def report(value: Any) -> str:
     """A generated report; an empty cell, or null in JSON, is a report without words."""
     remedy = "leave the cell empty (null in JSON) where the system wrote nothing"
     text = "" if value is None else _text(value, remedy)
-    if text.strip() in MISSING:
+    if is_missing(text):
         raise ValueError(f"holds {text.strip()}, which stands for a missing value; {remedy}")
     return text
 
 
 def reference(value: Any) -> str:
-    """A reference, which has words."""
+    """A reference, which has words; ``___`` alone is what was removed of them."""
     remedy = "give the row its reference, or remove the row"
     text = "" if value is None else _text(value, remedy)
-    if not text.strip() or text.strip() in MISSING:
+    if is_missing(text) or not text.strip(BLANK + "_"):
         raise ValueError(f"holds no reference; {remedy}")
     return text
 
@@ -154,6 +173,7 @@ def _lines(path: Path, handle: Any) -> Iterator[str]:
 
 def _csv_rows(path: Path, lines: Iterable[str], columns: Iterable[str], wanted: Mapping[str, Cell]) -> Iterator[Row]:
     header: list[str] = []
+    names: list[str] = []
     number = 0
     limit = csv.field_size_limit(LONGEST_LINE)
     try:
@@ -168,6 +188,7 @@ def _csv_rows(path: Path, lines: Iterable[str], columns: Iterable[str], wanted: 
             if not header:
                 header = cells
                 _check_names(f"{path}, line {line}", header, columns, wanted)
+                names = [name.strip(BLANK) for name in header]
                 continue
             number += 1
             place = f"{path}, row {number}, line {line}"
@@ -176,7 +197,7 @@ def _csv_rows(path: Path, lines: Iterable[str], columns: Iterable[str], wanted: 
                     f"{place}: has {len(cells)} cells where the header has {len(header)}; put a text with a comma in "
                     "quotes, or add the cells that are missing"
                 )
-            if cells == header:
+            if sorted(cell.strip(BLANK) for cell in cells) == sorted(names):
                 raise DataError(f"{place}: repeats the header; remove the row")
             named = zip(header, cells, strict=True)
             yield Row(number, line, {name: cell for name, cell in named if name in wanted})

@@ -6,6 +6,7 @@ The command ``dive score`` calls :func:`score_files`.
 import csv
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_pairs(path: str, options: Options) -> Pairs:
 
 
 def check_same_studies(pairs: Mapping[str, Pairs], key: str) -> None:
-    """Refuse files whose scores cannot be compared.
+    """Refuse files whose scores cannot be compared, and say where their references differ.
 
     Raises:
         DataError: two files hold other studies, or, where rows have no identifier, other numbers of them.
@@ -123,6 +124,37 @@ def check_same_studies(pairs: Mapping[str, Pairs], key: str) -> None:
             raise DataError(f"{first} has {len(ours.ids)} reports and {path} has {len(theirs.ids)}; {remedy}")
         if ours.named and theirs.named and (differing := sorted({*ours.ids} ^ {*theirs.ids})):
             raise DataError(f"{first} and {path} differ in {listed(differing)} (column {key}); {remedy}")
+        if changed := _other_references(ours, theirs):
+            print(
+                f"{first} and {path} have other references of {changed}; compare their scores only if that is meant, or "
+                "give the references once, by --references",
+                file=sys.stderr,
+            )
+
+
+def _other_references(ours: Pairs, theirs: Pairs) -> str:
+    """Which references differ by more than white space between two files, in words; empty where none does."""
+    left, right = ([" ".join(text.split()) for text in pairs.references] for pairs in (ours, theirs))
+    if ours.named and theirs.named:
+        of_theirs = dict(zip(theirs.ids, right, strict=True))
+        changed = sorted(name for name, text in zip(ours.ids, left, strict=True) if of_theirs[name] != text)
+        return listed(changed) if changed else ""
+    differing = (Counter(left) - Counter(right)).total()
+    return f"{differing} of {len(left)} rows" if differing else ""
+
+
+def check_columns(options: Options) -> None:
+    """See that every column has one meaning: a report that is its own reference has the best of scores.
+
+    Raises:
+        DataError: two options name one column.
+    """
+    given = {name: getattr(options, name) for name in ("hypothesis", "reference", "id")}
+    if options.references and given["hypothesis"] == given["reference"]:
+        del given["reference"]  # a column of another file
+    for name, column in given.items():
+        if twice := [other for other in given if other != name and given[other] == column]:
+            raise DataError(f"--{name} and --{twice[0]} both name the column {column}; name another one")
 
 
 def check_targets(files: Sequence[str], options: Options) -> None:
@@ -133,8 +165,10 @@ def check_targets(files: Sequence[str], options: Options) -> None:
     """
     taken = {Path(path).resolve(): "is read" for path in [*files, options.references, options.vocabulary] if path}
     for option, path in (("--out", options.out), ("--reports", options.reports)):
-        if not path:
+        if path is None:
             continue
+        if not path.strip():
+            raise DataError(f"{option} is empty; name a file to write, or omit it")
         target = Path(path).resolve()
         if target.is_dir():
             raise DataError(f"{option} {path} is a folder; name a file to write, such as {path.rstrip('/')}/scores.csv")
@@ -212,6 +246,7 @@ def score_files(files: Sequence[str], options: Options) -> None:
         DataError: a file cannot be read with certainty, or cannot be compared with the others.
         WeightsError: the weights of RadGraph or CheXbert are absent or not the expected ones.
     """
+    check_columns(options)
     check_targets(files, options)
     pairs = {file: read_pairs(file, options) for file in dict.fromkeys(files)}
     check_same_studies(pairs, options.id)
