@@ -92,6 +92,11 @@ def test_cells_that_programs_write_for_nothing_are_no_text(tmp_path, cell):
     assert study["views"] == ["FRONTAL", "PA"]
 
 
+def test_what_a_spreadsheet_makes_of_a_text_with_a_dash_is_no_text(tmp_path):
+    tree = ChexpertTree(tmp_path).image(1, 1, section_findings="#NAME?").image(2, 1, section_findings="#VALUE!")
+    assert read(tree.write(), {}).notes["studies_without_findings"] == 2
+
+
 def test_cells_in_another_decoding_are_kept_and_counted(tmp_path):
     tree = ChexpertTree(tmp_path).image(1, 1, section_findings="38\xb0").image(2, 1, section_history="caf\xe9")
     reading = read(tree.write("latin-1"), {})

@@ -199,6 +199,8 @@ MIMIC_REFUSED = {
     ),
     "label as text": (CHEXPERT, edit(CHEXPERT, swap(b",5.0,", f",{SECRET},".encode(), 1))),
     "label infinite": (CHEXPERT, edit(CHEXPERT, swap(b",5.0,", b",inf,", 1))),
+    "labels without a row": (CHEXPERT, edit(CHEXPERT, lambda content: content.split(b"\n")[0] + b"\n")),
+    "labels without an id": (CHEXPERT, edit(CHEXPERT, lambda content: re.sub(rb"\d{8},\d{8}", b",", content))),
     "labels of others": (CHEXPERT, edit(CHEXPERT, swap(b",5000", b",5900"))),
     "metadata of others": (METADATA, edit(METADATA, swap(b"-00000000", b"-11111111"))),
     "no views": (
@@ -235,6 +237,12 @@ MIMIC_READ = {
     "ids in quotes": edit(SPLIT, lambda content: re.sub(rb",(\d{8})", rb',"\1"', content)),
     "ids with letters": edit(METADATA, lambda content: content.replace(b",100", b",p100").replace(b",500", b",s500")),
     "identical rows": edit(SPLIT, lambda content: content + b"".join(content.splitlines(keepends=True)[1:3])),
+    "rows that only capitals and blanks tell apart": lambda root: (
+        edit(SPLIT, lambda content: content + FIRST + b", 50000001.0,p10000001, TRAIN\n")(root),
+        edit(METADATA, lambda content: content + FIRST + b",10000001,50000001,,pa,1,1\n")(root),
+    ),
+    "laterals under longer names": edit(METADATA, swap(b"LATERAL", b"AP LATERAL")),
+    "laterals, abbreviated": edit(METADATA, swap(b"LATERAL", b"PA/LAT")),
     "row of commas": edit(SPLIT, lambda content: content + b",,,\n"),
     "label row without id": edit(CHEXPERT, lambda content: content + b"," * 15 + b"\n"),
     "blank lines": edit(SPLIT, swap(b"\n", b"\n\n")),
@@ -324,6 +332,11 @@ CHEXPERT_REFUSED = {
     "labels as a list cut off": (LABELS_FILE, replace(LABELS_FILE, b'[{"path_to_image": 1},\n')),
     "labels as text": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', f'"Edema": "{SECRET}"'.encode(), 1))),
     "labels as lists": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": [1.0]', 1))),
+    "a label twice": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": 1.0, "Edema": 0.0', 1))),
+    "a label twice, in another case": (
+        LABELS_FILE,
+        replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": 1.0, "edema": 0.0', 1)),
+    ),
     "labels true": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": true', 1))),
     "labels huge": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": 1' + b"0" * 400, 1))),
     "labels infinite": (LABELS_FILE, replace(LABELS_FILE, swap(b'"Edema": 1.0', b'"Edema": 1e999', 1))),

@@ -182,6 +182,19 @@ def test_metadata_of_other_images_are_refused_and_so_are_metadata_without_views(
     assert read(tree.write(), {"views": "all"}).studies["views"].tolist() == [["", ""], [""]]
 
 
+def test_metadata_that_were_cut_are_refused_before_laterals_pass_as_frontal(tmp_path):
+    """A table that is cut at the end of a line is whole to look at."""
+    tree = MimicTree(tmp_path)
+    for number in range(1, 11):
+        tree.study(50000000 + number, 10000000 + number, views=("PA", "LATERAL"))
+    del tree.metadata[-2:]
+    root = tree.write()
+    with pytest.raises(DataError, match=r"metadata\.csv\.gz lacks 2 of the 20 images of the split table"):
+        read(root, {})
+    assert read(root, {"max_unreadable": 0.1}).notes["images_without_metadata"] == 2
+    assert read(root, {"views": "all"}).notes["images_without_metadata"] == 2
+
+
 def test_reports_that_cannot_be_used_are_listed(tmp_path):
     by_hand = int(sorted(SECTIONED_BY_HAND)[0][1:])
     tree = MimicTree(tmp_path).study(text=False).study(50000002, text=b"\n FINDINGS: w\x81th")

@@ -61,6 +61,14 @@ def test_sixteen_bits_are_scaled_by_the_depth_that_holds_the_maximum(highest, de
     assert 255 / 4 < scaled[0, -1] <= 255
 
 
+@pytest.mark.parametrize(("highest", "depth"), [(1023, 10), (4095, 12), (16383, 14), (65534, 16)])
+def test_a_letter_burnt_in_at_full_scale_does_not_darken_the_image(highest, depth):
+    samples = np.array([[0, highest // 2, highest, 65535]], dtype=np.uint16)
+    scaled = to_eight_bits(samples)[0].tolist()
+    assert scaled == [*(round(255 * int(value) / (2**depth - 1)) for value in samples[0, :3]), 255]
+    assert to_eight_bits(np.array([0, 65535], np.uint16)).tolist() == [0, 255]
+
+
 def test_no_light_stays_black():
     assert to_eight_bits(np.zeros((2, 2), np.uint16)).tolist() == [[0, 0], [0, 0]]
 

@@ -38,6 +38,8 @@ LABELS_SET = frozenset(LABELS)
 FROM = "get it again from https://aimi.stanford.edu/datasets/chexpert-plus"
 """What to do about a damaged table."""
 
+TWICE = f"names a label twice; {FROM}"
+
 
 def read(root: str | Path, selection: dict[str, Any], sample: int | None = None) -> Reading:
     """Read every study of the table.
@@ -170,7 +172,7 @@ def read_labels(root: Path, section: str) -> tuple[pd.DataFrame, int]:
         match = re.search(PATH, str(record.get("path_to_image", "")))
         if match is None:
             raise DataError(f"{path}, line {number}: no path_to_image that names patient, study and view; {FROM}")
-        record = by_label(record)
+        record = by_label(record, path, number)
         if len(record) > 1:
             others = True
             named = named or not LABELS_SET.isdisjoint(record)
@@ -200,11 +202,18 @@ def read_labels(root: Path, section: str) -> tuple[pd.DataFrame, int]:
     return labels, len(differing)
 
 
-def by_label(record: dict[str, Any]) -> dict[str, Any]:
-    """A line's object under the names of LABELS, from names that differ in case, blanks and underscores."""
-    if len(record) == 1 or record.keys() >= LABELS_SET:
+def by_label(record: dict[str, Any], path: Path, line: int) -> dict[str, Any]:
+    """A line's object under the names of LABELS, from names that differ in case, blanks and underscores.
+
+    Raises:
+        DataError: two names are those of one label; file and line are named.
+    """
+    if len(record) == 1 or (len(record) == len(LABELS) + 1 and record.keys() >= LABELS_SET):
         return record
-    return {NAMES.get(plain(key), key): value for key, value in record.items()}
+    named = {NAMES.get(plain(key), key): value for key, value in record.items()}
+    if len(named) < len(record):
+        raise DataError(f"{path}, line {line}: {TWICE}")
+    return named
 
 
 def as_number(value: Any, label: str, path: Path, line: int) -> float:
@@ -241,15 +250,25 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 whole = number == 1 and line.lstrip().startswith("[")
-                value = json.loads(line + handle.read() if whole else line)
+                value = json.loads(line + handle.read() if whole else line, object_pairs_hook=named_once)
                 for record in value if isinstance(value, list) else [value]:
                     if not isinstance(record, dict):
                         raise DataError(f"{path}, line {number}: no JSON object; {FROM}")
                     yield number, record
+    except KeyError:
+        raise DataError(f"{path}, line {number}: {TWICE}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8; {FROM}") from None
     except (json.JSONDecodeError, RecursionError):
         raise DataError(f"{path}, line {number}: no JSON object, as when the file is cut off; {FROM}") from None
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; KeyError where a key is there twice, of which the last would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError
+    return found
 
 
 class Locator:

@@ -22,8 +22,10 @@ from dive.data.downloads import AGAIN, table_problem
 from dive.data.roots import DataError
 
 SEPARATORS = (",", ";", "\t", "|")
-NOTHING = ("", "NaN", "nan", "NAN", "Nan", "<NA>", "null", "NULL", "Null", "#N/A")
-"""Cells that say that there is nothing. ``None`` and ``NA`` are not among them: radiologists write such words."""
+NOTHING = ("", "NaN", "nan", "NAN", "Nan", "<NA>", "null", "NULL", "Null", "(null)", "NaT", "\\N")
+NOTHING += ("#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#DIV/0!")
+"""Cells that say that there is nothing. ``None`` and ``NA`` are not among them: radiologists write such words. A
+spreadsheet makes #NAME? of a text that begins with a dash."""
 
 BLOCK = 1 << 24
 """Bytes parsed at a time; no row is longer."""

@@ -37,6 +37,12 @@ def read(root: str | Path, selection: dict[str, Any], sample: int | None = None)
     """
     root = Path(root)
     images, excluded, notes = read_images(root)
+    unlisted, allowed = notes["images_without_metadata"], selection.get("max_unreadable", 0.05)
+    if selection.get("views", "frontal") == "frontal" and unlisted > max(1, allowed * notes["images"]):
+        raise DataError(
+            f"{find_table(root, 'metadata')} lacks {unlisted} of the {notes['images']} images of the split table, so "
+            f"which of them are lateral is unknown; {FROM}, or raise selection.max_unreadable to use them all the same"
+        )
     if notes["images_without_view"] >= len(images) and selection.get("views", "frontal") == "frontal":
         raise DataError(
             f"{find_table(root, 'metadata')}: its ViewPosition is empty for every image, so which of them are lateral "
@@ -144,6 +150,7 @@ def read_table(root: Path, name: str, column: str) -> tuple[pd.DataFrame, dict[s
     whole = rows[lacking == 0]
     if whole.empty:
         raise DataError(f"{path} has no row that names an image; {FROM}")
+    whole = whole.assign(**{column: whole[column].str.upper()})  # rows that capitals alone tell apart are the same
     kept = whole.drop_duplicates()
     repeated = kept["dicom_id"].duplicated()
     if repeated.any():
@@ -180,6 +187,8 @@ def read_labels(root: Path, name: str) -> tuple[pd.DataFrame, int]:
     rows = pd.DataFrame({label: numbers(table, label) for label in LABELS})
     rows.insert(0, "study_id", integers(table, "study_id", "s"))
     named = rows[rows["study_id"] >= 0].drop_duplicates()
+    if named.empty:
+        raise DataError(f"{path} has no row with a study_id; {FROM}, or set selection.labels to null")
     repeated = named["study_id"].duplicated()
     if repeated.any():
         study = named["study_id"][repeated].iloc[0]

@@ -8,6 +8,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dive.data.images import png_chunks, size_problem
 
+FULL = 0xFFFF
+"""The largest sample of 16 bits."""
+
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors deliver; a 16-bit file holds any of them."""
 
@@ -70,6 +73,8 @@ def orientation(image: Image.Image) -> int:
 def to_eight_bits(samples: np.ndarray) -> np.ndarray:
     """Scale unsigned 16-bit samples to 8 bits by the smallest depth of `DEPTHS` that holds their maximum.
 
+    Samples at full scale, 65,535, have no say, unless there is nothing else: letters are burnt in so.
+
     A file of 16 bits says nothing of the detector's depth. 12 bits of content divided by 65,535 would be almost black.
     A window from minimum to maximum would make the contrast depend on one burnt-in letter. By depth, the scale stays
     linear, black stays black, and images of one detector get the same scale as long as their maxima need the same
@@ -82,9 +87,11 @@ def to_eight_bits(samples: np.ndarray) -> np.ndarray:
         The same shape, uint8: ``round(255 * sample / (2 ** depth - 1))``.
     """
     highest = int(samples.max(initial=0))
+    if highest == FULL and (below := samples[samples < FULL]).any():
+        highest = int(below.max())  # letters are burnt in at full scale, whatever the depth
     depth = next(bits for bits in DEPTHS if highest < 1 << bits)
-    values = np.arange(highest + 1)
-    return np.round(255 * values / ((1 << depth) - 1)).astype(np.uint8)[samples]
+    values = np.arange(int(samples.max(initial=0)) + 1)
+    return np.round(255 * values / ((1 << depth) - 1)).clip(0, 255).astype(np.uint8)[samples]
 
 
 def sixteen_bits(path: str | Path, image: Image.Image) -> np.ndarray | None:

@@ -28,16 +28,9 @@ LONGEST_LINE = 10_000_000
 """Characters of the longest line of a file, columns that are passed over included."""
 
 MISSING = {"nan", "nat", "na", "n/a", "<na>", "none", "null", "(null)", "\\n"}
-MISSING |= {
-    "#n/a",
-    "#name?",
-    "#null!",
-    "#num!",
-    "#ref!",
-    "#value!",
-    "#div/0!",
-}  # a spreadsheet's, of "- No effusion." too
-"""What programs write where a value is missing, in small letters: as the whole of a cell it is no report."""
+MISSING |= {"#n/a", "#name?", "#null!", "#num!", "#ref!", "#value!", "#div/0!"}
+"""What programs write where a value is missing, in small letters: as the whole of a cell it is no report. A spreadsheet
+makes #NAME? of a report that begins with a dash."""
 
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"
 """Characters around an identifier that nobody sees; files that were joined have byte-order marks within."""

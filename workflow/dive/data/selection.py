@@ -19,7 +19,7 @@ from dive.data.studies import SPLITS, Reading
 from dive.progress import log, progress
 
 # Frontal projections from the most to the least preferred; a name outside is frontal when it begins with PA
-# or AP.
+# or AP and has no LAT in it.
 FRONTAL_ORDER = ("PA", "AP", "FRONTAL")
 UNKNOWN_VIEW = ""
 
@@ -199,7 +199,7 @@ def view_rank(view: str) -> int | None:
         return FRONTAL_ORDER.index(view)
     if view == UNKNOWN_VIEW:
         return len(FRONTAL_ORDER) + 1
-    return len(FRONTAL_ORDER) if re.match(r"(PA|AP|FRONTAL)\b", view) else None
+    return len(FRONTAL_ORDER) if re.match(r"(PA|AP|FRONTAL)\b(?!.*\bLAT)", view) else None
 
 
 def choose_views(flow: Flow, selection: Selection) -> int:

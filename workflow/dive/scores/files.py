@@ -126,8 +126,8 @@ def check_same_studies(pairs: Mapping[str, Pairs], key: str) -> None:
             raise DataError(f"{first} and {path} differ in {listed(differing)} (column {key}); {remedy}")
         if changed := _other_references(ours, theirs):
             print(
-                f"{first} and {path} have other references of {changed}; compare their scores only if that is meant, or "
-                "give the references once, by --references",
+                f"{first} and {path} have other references of {changed}; compare their scores only if that is meant, "
+                "or give the references once, by --references",
                 file=sys.stderr,
             )
 
