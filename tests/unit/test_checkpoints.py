@@ -215,6 +215,43 @@ def test_a_single_file_that_is_cut_off_names_itself(checkpoint):
     checkpoint.refused(r"model\.safetensors", error=OSError)
 
 
+def test_shards_of_two_checkpoints_are_not_mixed(checkpoint):
+    first = checkpoint.shard()
+    last = sorted(checkpoint.folder.glob("model-*.safetensors"))[-1]
+    (name, tensor), *_ = load_file(first).items()
+    kept = load_file(last)
+    save_file(kept | {name: tensor}, last, {"format": "pt"})
+    checkpoint.load()  # twice the same
+    save_file(kept | {name: tensor + 1}, last, {"format": "pt"})
+    told = checkpoint.refused("differ in")
+    assert name in told
+    assert first.name in told
+    assert last.name in told
+
+
+def test_a_file_whose_end_never_came_is_told_from_zeros(checkpoint):
+    """Some programs write a file's full size at once, and its bytes as they come."""
+    path = checkpoint.folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: 2 * len(content) // 3] + bytes(len(content) - 2 * len(content) // 3))
+    checkpoint.refused("with zeros alone, as in a file that was downloaded in part")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_without_their_configuration_are_named(checkpoint, dtype):
+    name = checkpoint.named(".q_proj.weight")
+    checkpoint.write(**{name: checkpoint.weights[name].to(dtype)})
+    assert name in checkpoint.refused("that are no floating-point numbers of 16 or more bits")
+
+
+@pytest.mark.parametrize("tokens", ["1", [[1]], 1.0, True])
+def test_end_tokens_that_are_no_numbers_name_the_key(checkpoint, tokens):
+    path = checkpoint.folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": tokens}))
+    with pytest.raises(ValueError, match=r"eos_token_id of the backbone's generation_config\.json is neither"):
+        checkpoint.load()
+
+
 def test_an_adapter_beside_the_weights_is_not_left_out_silently(checkpoint):
     (checkpoint.folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     checkpoint.refused("PEFT adapter, which would not be applied")

@@ -347,6 +347,18 @@ WRITTEN = [
 ]
 
 
+def test_an_adapter_replaces_nobody_else_s_config(model, folder, tmp_path):
+    with attach(model, write(model, tmp_path / "adapter")) as steered:
+        steered.save_pretrained(tmp_path / "saved")
+        steered.save_pretrained(tmp_path / "saved")  # its own may be replaced
+        for name, content in {"config.json": "{}", "model-00001-of-00002.safetensors": ""}.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / name).write_text(content)
+            with pytest.raises(ValueError, match="give a folder of its own"):
+                steered.save_pretrained(tmp_path / name)
+            assert files(tmp_path / name) == [name]
+
+
 def test_the_card_says_backbone_licence_data_and_scores(model, tmp_path):
     adapter = write(model, tmp_path / "adapter", credentialed=False)
     with attach(model, adapter) as steered:

@@ -16,6 +16,9 @@ from dive.backbones.finite import not_finite
 from dive.devices import explained_memory
 from dive.progress import log
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights, as safetensors names them."""
+
 NAMED = 5
 """How many weights an error names."""
 
@@ -39,8 +42,8 @@ def load_checkpoint(
         unread: patterns of weights that the model never reads, so that a checkpoint may have them or not.
 
     Raises:
-        ValueError: weights are missing, unexpected, of another shape or not finite, a file is damaged, or an adapter
-            lies beside the weights; the message names them and the remedy.
+        ValueError: weights are missing, unexpected, of another shape or type, not finite, or zeros alone, a file is
+            damaged, or an adapter lies beside the weights; the message names them and the remedy.
         OSError: no weights at ``path``.
         RuntimeError: the device has no room for the model.
     """
@@ -55,23 +58,22 @@ def load_checkpoint(
             f"backbones.*.path {path}: adapter_config.json belongs to a PEFT adapter, which would not be applied; "
             "merge it into the weights and save those (merge_and_unload, save_pretrained), or remove its files"
         )
-    try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by name, and refused below
-        )
-    except (SafetensorError, OSError, ValueError):
-        _stored_weights(path, find)  # names the file, if one of them is at fault
-        raise
+    stored = _stored_weights(path, find)
+    if getattr(config, "quantization_config", None) is None:
+        _refuse_integers(path, stored)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported by name, and refused below
+    )
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]  # promised by an index alone
     _refuse_incomplete(path, info, left, unread)
-    _refuse_two_heads(path, model, _stored_weights(path, find))
+    _refuse_two_heads(path, model, stored)
     with explained_memory("backbones.*.dtype to bfloat16, or give the device to this job alone"):
         model = model.to(device)
     kept = model.state_dict().keys()  # without buffers that are computed, in which an infinity may be meant
@@ -81,6 +83,11 @@ def load_checkpoint(
         if dtype == torch.float16:
             remedy += ", or set backbones.*.dtype to bfloat16 or float32 if its values are beyond float16"
         raise ValueError(f"backbones.*.path {path}: {_listed(bad)} with values that are not finite; {remedy}")
+    if empty := [name for name, tensor in weights.items() if tensor.ndim > 1 and not bool(tensor.any())]:
+        raise ValueError(
+            f"backbones.*.path {path}: {_listed(empty)} with zeros alone, as in a file that was downloaded in part; "
+            "download or build the checkpoint again"
+        )
     return model
 
 
@@ -92,7 +99,7 @@ def _stored_weights(path: str, find: Callable[[str], str | None]) -> dict[str, s
         find: where a file of the checkpoint lies on this machine, by name; None for one that is not there.
 
     Raises:
-        ValueError: a file is absent, or no safetensors file.
+        ValueError: a file is absent, or no safetensors file, or two files have other values of one weight.
     """
     names = ["model.safetensors"]
     if not find(names[0]):
@@ -109,10 +116,34 @@ def _stored_weights(path: str, find: Callable[[str], str | None]) -> dict[str, s
             raise ValueError(f"backbones.*.path {path}: {name} is absent, though its index names it; {again}")
         try:
             with safe_open(file, framework="pt") as weights:
-                stored.update(dict.fromkeys(weights.keys(), file))
+                for key in list(weights.keys()):
+                    if key in stored and not _is_same(key, stored[key], weights.get_tensor(key)):
+                        raise ValueError(
+                            f"backbones.*.path {path}: {Path(stored[key]).name} and {name} differ in {key}, so they "
+                            f"are of two checkpoints; {again}"
+                        )
+                    stored[key] = file
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: cut off, damaged, or no safetensors file ({error}); {again}") from error
     return stored
+
+
+def _is_same(name: str, file: str, other: torch.Tensor) -> bool:
+    with safe_open(file, framework="pt") as weights:
+        return torch.equal(weights.get_tensor(name), other)
+
+
+def _refuse_integers(path: str, stored: Mapping[str, str]) -> None:
+    """Raise ValueError where weights are of a type that only a quantised model computes with."""
+    names = []
+    for file in dict.fromkeys(stored.values()):
+        with safe_open(file, framework="pt") as weights:
+            names += [key for key in list(weights.keys()) if weights.get_slice(key).get_dtype() not in FLOATS]
+    if names:
+        raise ValueError(
+            f"backbones.*.path {path}: {_listed(names)} that are no floating-point numbers of 16 or more bits, and "
+            "config.json has no quantization_config that explains them; get the checkpoint that is not quantised"
+        )
 
 
 def _refuse_incomplete(path: str, info: Mapping[str, Any], left: Sequence[str], unread: Sequence[str]) -> None:

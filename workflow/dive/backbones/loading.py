@@ -162,7 +162,13 @@ class Backbone:
     def stop_ids(self) -> set[int]:
         """The tokens that end what the model writes, TERM among them: those at which ``model.generate`` stops."""
         eos = self.model.generation_config.eos_token_id
-        return set() if eos is None else {eos} if isinstance(eos, int) else {*eos}
+        ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+        if not all(type(token) is int for token in ids):
+            raise ValueError(
+                "eos_token_id of the backbone's generation_config.json is neither a token's number nor a list of them; "
+                "correct it there"
+            )
+        return {*ids}
 
     @property
     def device(self) -> torch.device:

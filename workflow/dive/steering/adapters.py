@@ -138,6 +138,11 @@ def resave_adapter(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; an adapter is a folder: give the name of one")
+    if not _is_free(folder):
+        raise ValueError(
+            f"{folder} holds a model or something else with a config.json, which the adapter's would replace: "
+            "give a folder of its own"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     known = intervention.config.get("scores")
     scores = {**(known if isinstance(known, dict) else {}), **(scores or {})}
@@ -146,6 +151,19 @@ def resave_adapter(
         source = Path(intervention.folder) / name
         if source.is_file() and source.resolve() != (folder / name).resolve():
             shutil.copyfile(source, folder / name)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether an adapter may be written there: nothing that another program reads is replaced, or lies beside it."""
+    if any(folder.glob("model*.safetensors")):
+        return False
+    try:
+        config = read_json(folder / "config.json")
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
 
 
 def _write(folder: Path, intervention: Intervention, config: Mapping[str, Any], license: str | None = None) -> None:
