@@ -89,6 +89,10 @@ def test_generate_writes_the_same_with_the_settings_that_the_log_names(backbone,
     images, features, prompts = world
     settings = backbone.model.generation_config
     assert unused_settings(settings) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "guidance_scale", 1.5)
+        patch.setattr(settings, "stop_strings", ["."])
+        assert unused_settings(settings) == {"guidance_scale": 1.5, "stop_strings": ["."]}
     for name, value in {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.5}.items():
         monkeypatch.setattr(settings, name, value)
     unused = unused_settings(settings)

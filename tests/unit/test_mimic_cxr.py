@@ -261,6 +261,26 @@ def test_the_report_in_its_patient_s_folder_is_the_one_that_is_read(tmp_path, na
     assert read(root, {}).studies["findings"].tolist() == ["The right one."]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_entries_of_one_path_are_a_report_only_if_they_are_equal(tmp_path):
+    root = MimicTree(tmp_path).study(text=False).study(50000002, 10000002, text=False).write()
+    first, second = "files/p10/p10000001/s50000001.txt", "files/p10/p10000002/s50000002.txt"
+    rezip(root, [(first, True), (second, True), (first, False), (second, True)])
+    reading = read(root, {})
+    assert excluded(reading) == {"s50000001": "unreadable_report"}
+    assert reading.studies["findings"].tolist() == ["The right one."]
+
+
+@pytest.mark.parametrize("reports", ["beside", "folder", "zip"])
+def test_a_backup_beside_the_reports_replaces_none(tmp_path, reports):
+    """Folders were read in the order of their names, and before the zip."""
+    root = MimicTree(tmp_path).study(text=report("The right one.")).write(reports)
+    backup = root / "backup/files/p10/p10000001/s50000001.txt"
+    backup.parent.mkdir(parents=True)
+    backup.write_text(report("The wrong one."))
+    assert read(root, {}).studies["findings"].tolist() == ["The right one."]
+
+
 def test_the_folder_with_most_reports_has_them_all(tmp_path):
     root = MimicTree(tmp_path).study(text=False).study(50000002, 10000002, text=False).write()
     first, second = "p10/p10000001/s50000001.txt", "p10/p10000002/s50000002.txt"

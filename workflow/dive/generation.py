@@ -242,7 +242,9 @@ def name_of(tokenizer: Any, token: int | None) -> str | None:
 GREEDY = {
     "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
     "min_new_tokens": 0, "suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [], "sequence_bias": {},
-    "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0, "exponential_decay_length_penalty": None, "guidance_scale": None,
+    "watermarking_config": None, "stop_strings": None,
 }  # fmt: skip
 """Settings of ``model.generate`` that choose tokens, at the values under which it does what ``decode_batch`` does."""
 

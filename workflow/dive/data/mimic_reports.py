@@ -44,8 +44,9 @@ class Reports:
 
     def __init__(self, sources: list[Path]) -> None:
         self.sources, self.recoded = sources, 0
-        self.archives = [ZipReports(source) for source in sources if source.suffix == ".zip"]
-        self.folders = [source for source in sources if source.suffix != ".zip"]
+        self._opened = [ZipReports(source) if source.suffix == ".zip" else source for source in sources]
+        self.archives = [source for source in self._opened if isinstance(source, ZipReports)]
+        self.folders = [source for source in self._opened if isinstance(source, Path)]
         if self.archives and not self.folders and not any(map(len, self.archives)):
             raise DataError(
                 f"{self.archives[0].path} has no report like files/p10/p10000032/s50414267.txt in it: is it another "
@@ -71,21 +72,21 @@ class Reports:
 
     def _content(self, patient: str, study: str) -> bytes | Problem | None:
         place = f"{patient[:3]}/{patient}/{study}"
-        content: Problem | None = None
-        for folder in self.folders:
+        problem: Problem | None = None
+        for source in self._opened:
+            if isinstance(source, ZipReports):
+                content = None if problem else source.read(place)
+                if content is not None:
+                    return content
+                continue
             try:
-                with open(f"{folder}/{place}.txt", "rb") as handle:
+                with open(f"{source}/{place}.txt", "rb") as handle:
                     return handle.read()
             except FileNotFoundError:
                 continue
             except OSError as error:
-                content = Problem("unreadable_report", f"cannot be opened ({error.strerror})")
-        if content is None:
-            for archive in self.archives:
-                content = archive.read(place)
-                if content is not None:
-                    break
-        return content
+                problem = Problem("unreadable_report", f"cannot be opened ({error.strerror})")
+        return problem
 
     def _text(self, content: bytes) -> str | Problem:
         if not content:
@@ -123,6 +124,7 @@ class ZipReports:
         except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} is no readable zip archive ({error}); download it again") from error
         tops: dict[str, dict[str, zipfile.ZipInfo]] = {}
+        self._twice: set[str] = set()
         self._flat: dict[str, zipfile.ZipInfo | None] = {}
         for entry in self._archive.infolist():
             name = entry.filename.replace("\\", "/")
@@ -130,7 +132,9 @@ class ZipReports:
                 continue
             match = PLACE.fullmatch(name)
             if match:
-                tops.setdefault(match[1] or "", {})[match[2]] = entry
+                before = tops.setdefault(match[1] or "", {}).setdefault(match[2], entry)
+                if (before.CRC, before.file_size) != (entry.CRC, entry.file_size):
+                    self._twice.add(entry.filename)
             else:
                 study = name.rsplit("/", 1)[-1].removesuffix(".txt")
                 if STUDY.fullmatch(study):
@@ -153,6 +157,8 @@ class ZipReports:
         """Bytes of the report at ``p10/p10000032/s50414267``; None when there is none, a problem when it is damaged."""
         study = place.rsplit("/", 1)[-1]
         entry = self._places.get(place, self._flat.get(study))
+        if entry is not None and entry.filename in self._twice:
+            return Problem("unreadable_report", "two entries of this path in the zip, which differ")
         if entry is None:
             several = Problem(
                 "unreadable_report", "several files of this name in the zip, none in its patient's folder"

@@ -63,14 +63,18 @@ def find_reports(base: Path) -> list[Path]:
     them, and zips.
 
     Covers the three ways in which they lie: beside the study folders of the images, unpacked under a folder
-    of their own (``mimic-cxr-reports/files``), or still in ``mimic-cxr-reports.zip``. Folders come first,
-    since they are read faster.
+    of their own (``mimic-cxr-reports/files``), or still in ``mimic-cxr-reports.zip``. These folders come first,
+    since they are read faster; folders of other names, such as a backup, come last.
     """
     if base.suffix == ".zip":
         return [base] if base.is_file() else []
     tops = [base, *(top for top in subfolders(base) if not re.fullmatch(r"p\d\d", top.name))]
     folders = dict.fromkeys(place for top in tops for place in (top, top / "files") if place.is_dir())
-    return [folder for folder in folders if has_report(folder)] + sorted(base.glob("*report*.zip"))
+    found = [folder for folder in folders if has_report(folder)]
+    named = [
+        folder for folder in found if folder in (base, base / "files") or "report" in str(folder.relative_to(base))
+    ]
+    return [*named, *sorted(base.glob("*report*.zip")), *(folder for folder in found if folder not in named)]
 
 
 def has_report(folder: Path) -> bool:
