@@ -10,7 +10,7 @@ import yaml
 from dive.command import main
 from dive.data import check
 from dive.data.check import compare_sizes, count_pool, inspect, print_estimates, split_sizes
-from dive.data.estimates import GEMMA3, QWEN25_VL, Counts, Machine, estimate, read_shape, shape_of
+from dive.data.estimates import GEMMA3, QWEN25_VL, Counts, Machine, estimate, missing_shape, read_shape, shape_of
 from dive.data.roots import CHEXPERT_PLUS_SIZES, MIMIC_CXR_SIZES
 from dive.data.selection import Selection
 from tests.project import ROOT
@@ -231,6 +231,22 @@ def test_why_there_is_no_estimate_is_said_as_it_is(tmp_path, capsys):
     )
     assert f"  mimic-cxr, absent: no estimate: {absent}" in lines
     assert lines[-1].startswith("  all without the 2 that have no estimate: 0.0 GPU hours")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("null", "is not what transformers writes"),
+        ('{"model_type": "gemma3", "text_config": null}', "has a size that is no whole number"),
+        ('{"model_type": "gemma3", "text_config": {"hidden_size": "2560"}}', "has a size that is no whole number"),
+        ('{"model_type": "qwen2_5_vl", "num_hidden_layers": 0}', "has a size that is no whole number"),
+    ],
+)
+def test_a_config_that_says_no_sizes_is_neither_absent_nor_of_another_family(tmp_path, content, reason):
+    (tmp_path / "config.json").write_text(content)
+    backbone = {"path": str(tmp_path), "revision": None}
+    assert shape_of(backbone) is None
+    assert missing_shape(backbone, "mine").startswith(f"the config.json of backbones.mine.path {reason};")
 
 
 def test_computing_bounds_large_work_and_calls_small():

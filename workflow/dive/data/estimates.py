@@ -141,6 +141,8 @@ def missing_shape(backbone: Mapping[str, Any], name: str) -> str:
         )
     if not isinstance(config, dict) or not config:
         return f"the config.json of backbones.{name}.path is not what transformers writes; fetch the model again"
+    if isinstance(config.get("model_type"), str) and config["model_type"] in FAMILIES:
+        return f"the config.json of backbones.{name}.path has a size that is no whole number; fetch the model again"
     return (
         f"its config.json has model_type {config.get('model_type')!r}, and estimates are made for "
         f"{' and '.join(FAMILIES)} alone"
@@ -169,7 +171,7 @@ def find_config(path: str, revision: str | None) -> dict[str, Any] | None:
         commit = name.read_text().strip() if name.is_file() else revision or ""
         folder = hub / "snapshots" / commit
     file = folder / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return (json.loads(file.read_text(encoding="utf-8")) or {}) if file.is_file() else None
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
@@ -183,7 +185,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
         "vocabulary": "vocab_size",
     }  # fmt: skip
-    found = {ours: text[theirs] for ours, theirs in names.items() if text.get(theirs)}
+    found = {ours: text[theirs] for ours, theirs in names.items() if text.get(theirs) is not None}
     if "head_dim" not in found and config["model_type"] == "qwen2_5_vl" and {"width", "heads"} <= set(found):
         found["head_dim"] = found["width"] // found["heads"]
     towers = {
@@ -199,6 +201,8 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         found["image_tokens"] = config.get("mm_tokens_per_image", GEMMA3.image_tokens)
         side = tower.get("image_size", 896) // tower.get("patch_size", 14)
         found["patches_each"] = max(1, side**2 // found["image_tokens"])
+    if not all(type(value) is int and value > 0 for value in found.values()):
+        raise TypeError("a size is no whole number above 0")
     return replace(family, **found)
 
 
