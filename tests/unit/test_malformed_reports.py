@@ -290,9 +290,9 @@ def test_files_with_other_references_are_told_apart(tmp_path, capsys, named):
     first = write(tmp_path / "a.csv", head + "".join(rows))
     same = write(tmp_path / "b.csv", head + "".join(reversed(rows)).replace("  ", " "))
     other = write(tmp_path / "c.csv", head + "".join(rows).replace("b-lines", "blines"))
-    assert main([first, same]) == 0
+    assert main(["score", first, same]) == 0
     assert capsys.readouterr().err == ""
-    assert main([first, same, other]) == 0
+    assert main(["score", first, same, other]) == 0
     told = capsys.readouterr().err
     assert told.startswith(
         f"{first} and {other} have other references of {'1 study (s2)' if named else '1 of 2 rows'};"
