@@ -19,6 +19,9 @@ from dive.progress import log
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights, as safetensors names them."""
 
+UNTRAINED = ("mm_input_projection_weight",)
+"""Matrices with which transformers begins a model that was never trained as zeros."""
+
 NAMED = 5
 """How many weights an error names."""
 
@@ -83,7 +86,8 @@ def load_checkpoint(
         if dtype == torch.float16:
             remedy += ", or set backbones.*.dtype to bfloat16 or float32 if its values are beyond float16"
         raise ValueError(f"backbones.*.path {path}: {_listed(bad)} with values that are not finite; {remedy}")
-    if empty := [name for name, tensor in weights.items() if tensor.ndim > 1 and not bool(tensor.any())]:
+    matrices = {n: tensor for n, tensor in weights.items() if tensor.ndim > 1 and not n.endswith(UNTRAINED)}
+    if empty := [name for name, tensor in matrices.items() if not bool(tensor.any())]:
         raise ValueError(
             f"backbones.*.path {path}: {_listed(empty)} with zeros alone, as in a file that was downloaded in part; "
             "download or build the checkpoint again"
