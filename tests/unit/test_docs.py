@@ -66,9 +66,18 @@ def test_verdicts_are_the_claims_without_their_settings(tmp_path) -> None:
     rows = [
         "| claim | nearest | verdict |",
         "|---|---|---|",
-        "| best BLEU-4 | | holds (1 of 1) |",
+        "| best BLEU-4 | | holds in 1 of 1 setting |",
         "| - here | LIVE | holds |",
     ]
-    claims = "\n".join(["# Claims", "", *rows, "", "Text.", ""])
+    better = [
+        "Ablations that score above our method:",
+        "",
+        "- On BLEU-4, the uniform-weights ablation scores above DIVE in 2 of 4 settings: One, Two (+1.0), One, Three",
+        "  (+2.0).",
+    ]
+    claims = "\n".join(["# Claims", "", *rows, "", *better, "", "Text.", ""])
     (tmp_path / "claims.md").write_text(claims)
-    assert verdicts(tmp_path / "claims.md").strip() == "- best BLEU-4: holds (1 of 1)"
+    assert verdicts(tmp_path / "claims.md").strip().splitlines() == [
+        "- best BLEU-4: holds in 1 of 1 setting",
+        "- On BLEU-4, the uniform-weights ablation scores above DIVE in 2 of 4 settings",
+    ]

@@ -194,8 +194,11 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "2 of 3" in page
     # Two of the abstract's four claims need weights that were not given: these neither hold nor fail.
     assert "<b>2 of 2</b><span>measured claims of the abstract hold, 2 not measured</span>" in page
-    assert "<b>DIVE static beats DIVE: BLEU-4</b>" in page
+    assert "<b>On BLEU-4, the static ablation scores above DIVE</b>" in page
     assert "competitive CheXbert F1" in page
+    # What was not measured has no column, and a note says so.
+    assert "RadGraph" not in page[page.index("<thead>") : page.index("<tbody>")]
+    assert "were not measured, because the weights of their models were not given" in page
     assert re.search(r'class="no">✗ not met: 10.40<', page)
     assert "left nodule" in page
     assert re.search(r"no findings</td><td class=\"number\">250</td><td class=\"number\">750", page)
@@ -230,11 +233,11 @@ def test_what_the_page_says_of_spreads_and_intervals_is_what_it_shows(scores, tm
     cell = re.search(r'<td class="number"><span class="best"([^>]*)>40.0</span>(.*?)</td>', page)
     assert cell[1] == ' title="interval 38.2 to 41.9"'
     assert cell[2] == '<span class="spread">±1.0</span>'
-    assert "<li>Beside a number, after ±, stands its standard deviation over seeds.</li>" in page
-    assert "<li>Point at a number to see its 90 % interval: paired bootstrap over patients and seeds, 700" in page
-    assert "stands its 90" not in page
+    assert "<li>The number after ± is the standard deviation over seeds.</li>" in page
+    assert "<li>Point at a number to see its 90 % interval: a paired bootstrap over patients and seeds with 700" in page
+    assert "is followed by its 90" not in page
     tex = Path(files[0]).read_text()
-    assert r"Beside a score (stop rate and length ratio aside) stands its 90 \% interval" in tex
+    assert r"Each score, except stop rate and length ratio, is followed by its 90 \% interval" in tex
     assert "standard deviation" not in tex
 
 
