@@ -56,7 +56,7 @@ def test_documents_are_filled_between_markers() -> None:
 
 def test_every_marker_is_a_block_of_a_run() -> None:
     grids = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["grids"]
-    known = {"rules", "table", "setting", "verdicts", "claims", "acceptance", "costs"}
+    known = {"rules", "table", "figure", "verdicts", "claims", "acceptance", "costs"}
     known |= {name for grid in grids for name in (grid, f"{grid}_verdicts")}
     for document in ("README.md", "docs/results.md"):
         assert set(re.findall(r"<!-- (\w+) -->", (ROOT / document).read_text(encoding="utf-8"))) <= known

@@ -10,7 +10,7 @@ import pytest
 
 from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
-from dive.reporting.figures import plot_results, read_curve
+from dive.reporting.figures import plot_overview, plot_results, read_curve
 from dive.reporting.html import write_report
 from dive.reporting.index import write_index
 from dive.reporting.summary import named_or_configured, summarise_run
@@ -138,6 +138,19 @@ def test_costs_refuse_what_no_job_left(tmp_path):
         (tmp_path / "b/x.tsv").write_text(text)
         with pytest.raises(ValueError, match=r"x\.tsv is not what a job says of its cost: remove it"):
             summarise_costs(str(tmp_path / "b"), *outputs)
+
+
+def test_the_overview_shows_every_method_and_stays_small(scores, tmp_path):
+    table = str(tmp_path / "main.csv")
+    write_tables(scores, LAYOUT, str(tmp_path / "main.tex"), table)
+    drawn = []
+    for name in ("a.svg", "b.svg"):
+        plot_overview(table, str(tmp_path / name))
+        drawn.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) < 50_000
+    texts = {text.text for text in ET.fromstring(drawn[0]).iter("{http://www.w3.org/2000/svg}text")}
+    assert {title for title, _ in METHODS.values()} | {"BLEU-4", "A & B"} <= texts
 
 
 def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_path):

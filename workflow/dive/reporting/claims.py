@@ -120,7 +120,7 @@ def judge_setting(claim: Claim, setting: Setting, layout: Mapping[str, Any]) -> 
 
 
 def judge_all(claim: Claim, rows: Sequence[Row]) -> Row:
-    """The verdict over all settings: holds if all hold, fails if one fails; nothing is assumed of what was not measured."""
+    """The verdict over all settings: holds if all hold, fails if one fails; what was not measured is not assumed."""
     verdicts = [row["verdict"] for row in rows]
     if all(verdict == UNMEASURED for verdict in verdicts):
         verdict = UNMEASURED
@@ -267,7 +267,7 @@ def verdict_notes(layout: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"Our method is compared with the published baselines of this run ({titles}). The table shows the nearest "
-        "comparator, with the smallest difference (our score minus its score). The controls, the backbone alone and the "
+        "comparator, with the smallest difference (our score minus its score). Controls, the backbone alone and the "
         "in-context teacher are not comparators.",
         "A claim of the best score holds if our method is resolved above every comparator. It fails if our method is "
         "resolved below one of them. A difference is resolved if paired approximate randomization over patients gives "

@@ -275,7 +275,8 @@ def tabulate_factorial(
                     lines.append(_line(head, *shown))
     notes = [
         "The interaction is (dynamic - static) with decisive weights minus (dynamic - static) with uniform weights. "
-        f"Bold marks an effect whose interval excludes 0. Effects are not corrected for multiple comparisons. {NORMALISER}",
+        "Bold marks an effect whose interval excludes 0. Effects are not corrected for multiple comparisons. "
+        f"{NORMALISER}",
         *_absent_note(blocks, RANKED),
     ]
     columns = rf"@{{}}l*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"

@@ -1,6 +1,7 @@
 """Fill the results of a run into README.md and docs/, between markers, so that no number or graph is typed by hand.
 
-Run by ``make readme``, which pipes ``snakemake --rulegraph mermaid-js`` into it.
+Run by ``make readme``, which pipes ``snakemake --rulegraph mermaid-js`` into it. It also draws the
+picture of the README, ``docs/results.svg``.
 """
 
 import re
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from dive.files import atomic_path, read_json
 from dive.reporting.tables import format_table
+
+FIGURE = "docs/results.svg"
+"""The picture of the results, as seen from the README."""
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
@@ -86,7 +90,7 @@ def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
     return {
         "rules": rule_graph(mermaid),
         "table": whole,
-        "setting": f"```\n{format_table(table, settings=1).strip()}\n```",
+        "figure": f"![BLEU-4 of every method in every setting, with its interval]({FIGURE})",
         "verdicts": verdicts(judged),
         "claims": claims(judged),
         "acceptance": acceptance(folder / "world/acceptance.json"),
@@ -98,6 +102,10 @@ def main(results: str, experiments: str, documents: Sequence[str], mermaid: str)
     """Fill the blocks that a run of some experiments (``main,baselines``) gives; other blocks stay as they are."""
     names = [name for name in experiments.split(",") if name]
     blocks = {key: text for name in names for key, text in blocks_of(Path(results), name, mermaid).items()}
+    if "figure" in blocks:
+        from dive.reporting.figures import plot_overview  # matplotlib takes seconds to import
+
+        plot_overview(f"{results}/tables/main.csv", FIGURE)
     for document in documents:
         text = fill(Path(document).read_text(encoding="utf-8"), blocks)
         with atomic_path(document) as temporary:

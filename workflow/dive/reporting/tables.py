@@ -406,13 +406,8 @@ def write_tables(
         temporary.write_text(latex_table(rows, layout), encoding="utf-8")
 
 
-def format_table(path: str, settings: int | None = None) -> str:
-    """Render the CSV as text of at most WIDTH columns: ``*`` the best, ``+`` the second best, as in LaTeX.
-
-    Args:
-        path: of the table.
-        settings: how many of its datasets x backbones; None takes all.
-    """
+def format_table(path: str) -> str:
+    """Render the CSV at ``path`` as text of at most WIDTH columns: ``*`` marks the best, ``+`` the second best."""
     rows = read_csv(path)
     columns = measured(rows)
     absent = absent_models(rows)
@@ -423,7 +418,7 @@ def format_table(path: str, settings: int | None = None) -> str:
     room = WIDTH - sum(map(sum, fields))
     name_width = min(room, max(len(row["title"]) for row in rows) + 1)
     lines = []
-    for block in list(blocks(rows).values())[:settings]:
+    for block in blocks(rows).values():
         marked = marks(block)
         head = "".join(
             f"{metric.text:>{number + spread - 2}}  " for metric, (number, spread) in zip(columns, fields, strict=True)
