@@ -136,7 +136,7 @@ def test_costs_refuse_what_no_job_left(tmp_path):
     (tmp_path / "b").mkdir()
     for text in ("a\tb\n1\t2\n", "s\tcpu_time\tmax_rss\n1.0\tNA\tNA\n"):  # the second is of Snakemake's benchmarks
         (tmp_path / "b/x.tsv").write_text(text)
-        with pytest.raises(ValueError, match=r"x\.tsv is not what a job says of its cost: remove it"):
+        with pytest.raises(ValueError, match=r"x\.tsv is not a cost file of a job; remove it"):
             summarise_costs(str(tmp_path / "b"), *outputs)
 
 
