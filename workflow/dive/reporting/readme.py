@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dive.files import atomic_path, read_json
+from dive.reporting.claims import UNMEASURED
 from dive.reporting.tables import format_table
 
 FIGURE = "docs/results.svg"
@@ -72,10 +73,14 @@ def better(lines: Sequence[str]) -> list[str]:
 
 
 def verdicts(path: Path) -> str:
-    """The claims without their settings, one line each; then the ablations that score above ours, likewise."""
+    """The claims without their settings, one line each; then the ablations that score above ours, likewise.
+
+    If no claim was measured, as in a grid without published methods, only the ablations remain.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     judged = [f"- {row[1]}: {row[-2]}" for row in rows[4:] if len(row) > 2 and not row[1].startswith("- ")]
+    judged = [] if all(line.endswith(f": {UNMEASURED}") for line in judged) else judged
     above = [item.partition(": ")[0] for item in re.sub(r"\n  +", " ", "\n".join(better(lines))).splitlines()]
     return "\n".join(["", *judged, *above, ""])
 
