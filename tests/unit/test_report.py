@@ -260,7 +260,7 @@ def test_tables_of_grids_that_are_not_run_now_are_named(tmp_path):
         (tmp_path / f"tables/{name}.tex").touch()
     text = summarise_run(str(tmp_path), ["main"])
     assert text.splitlines()[-1].endswith("until they are removed: ablations, ablations-factorial, mainly")
-    assert "not run now" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])
+    assert "from earlier runs, which" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])
 
 
 def test_every_grid_that_was_run_has_its_table_and_claims_in_the_summary(tmp_path, monkeypatch):

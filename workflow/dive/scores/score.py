@@ -2,7 +2,7 @@
 
 A row holds what adds up over reports (BLEU's ten numbers, ROUGE-L, counts of labels, rewards of graphs, flags of
 termination), so that the score of any subset or resample of reports is a weighted column sum. :func:`score_method` does
-it for a method of the workflow, :func:`score_reports` for any two lists of texts, ``python -m dive.scores`` for a file.
+it for a method of the workflow, :func:`score_reports` for any two lists of texts, ``dive score`` for a file.
 Nothing here imports torch unless a model-based score has its weights.
 """
 
