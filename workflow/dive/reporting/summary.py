@@ -9,7 +9,7 @@ from dive.reporting.tables import format_table
 PLACES = {
     "tables/{experiment}-claims.csv": "the abstract's claims with estimate, interval and verdict; also as .tex",
     "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
-    "tables/{experiment}-significance.tex": "our method compared with each published method; other tables are beside it",
+    "tables/{experiment}-significance.tex": "our method compared with each published method; beside it other tables",
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
     "report/{experiment}/index.html": "the page about the run",
     "report/index.html": "the list of the pages of all grids, also of earlier runs",
