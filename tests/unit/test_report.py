@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dive.command import main
 from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
 from dive.reporting.figures import plot_overview, plot_results, read_curve
 from dive.reporting.html import write_report
 from dive.reporting.index import write_index
-from dive.reporting.summary import named_or_configured, summarise_run
+from dive.reporting.summary import summarise_run
 from dive.reporting.tables import METRICS, write_tables
 from tests.unit.comparisons import LAYOUT as CLAIMED
 from tests.unit.comparisons import comparison, write
@@ -282,13 +283,17 @@ def test_every_grid_that_was_run_has_its_table_and_claims_in_the_summary(tmp_pat
 
 
 def test_a_command_shows_the_grids_that_it_names_or_those_of_the_configuration(tmp_path, monkeypatch):
-    assert named_or_configured(["main,baselines", "--cores", "2"]) == ["main", "baselines"]
-    assert named_or_configured(["main", "own", "main"]) == ["main", "own"]
+    shown = []
+    monkeypatch.setattr("dive.reporting.summary.summarise_run", lambda results, names: shown.append(names) or "")
+    (tmp_path / "results/tables").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"results/tables/{name}.csv").touch()
     (tmp_path / "config.yaml").write_text("experiments: [a]\n")
     (tmp_path / "over.yaml").write_text("experiments: [b, c]\n")
     monkeypatch.chdir(tmp_path)
-    assert named_or_configured(["--cores", "2"]) == ["a"]
-    assert named_or_configured(["--configfile", "over.yaml"]) == ["b", "c"]
+    for arguments in (["a,b"], ["c", "a", "c"], [], ["--configfile", "over.yaml"], ["--options", "--cores 2"]):
+        assert main(["show", *arguments]) == 0
+    assert shown == [["a", "b"], ["c", "a"], ["a"], ["b", "c"], ["a"]]
 
 
 def test_the_index_leads_to_the_pages_of_all_grids(tmp_path):
