@@ -98,7 +98,7 @@ def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Proje
 def test_scispacy_needs_its_folders_before_any_job(fresh: Project) -> None:
     fresh.edit("config.yaml", "annotators: [vocabulary, idf, random]", "annotators: [union]")
     fresh.edit("config.yaml", "union: [vocabulary, idf]", "union: [vocabulary, scispacy]")
-    fresh.edit("config.yaml", "path: null              # its folder", "path: models/ner # its folder")
+    fresh.edit("config.yaml", "path: null              # folder of the pipeline", "path: models/ner # folder of the pipeline")
     fresh.edit("config.yaml", "types: [] ", "types: [T047] ")
     fresh.edit("config.yaml", "linker: null ", "linker: models/umls ")
     told = fresh.run("snakemake", "--dry-run").stdout
@@ -137,7 +137,7 @@ def test_the_paper_s_plan_stands_on_a_stub_tree(fresh: Project) -> None:
     for name in ("df_chexpert_plus_240401.csv", "chexbert_labels/findings_fixed.json"):
         (chexpert / name).touch()
     planned = fresh.planned("--profile", "profiles/paper")
-    assert planned["distill"] == 2 * 2 * 6 * 3
+    assert planned["distill"] == 2 * 2 * 5 * 3
     # Real data and backbones are there already, and no synthetic world is held against its criteria.
     assert not {"synthesize", "build_backbone", "probe_world", "accept_world"} & set(planned)
     # Real reports are shown only where the settings say so.
