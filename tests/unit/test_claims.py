@@ -150,7 +150,7 @@ def test_files(tmp_path):
     assert "- On BLEU-4, the static ablation scores above DIVE in 1 of 2 settings: Set A, Tiny_1 (+2.0)." in text
     assert "Set A, Tiny_1" in text
     tex = (tmp_path / "claims.tex").read_text()
-    assert r"\textbf{On BLEU-4, the static ablation scores above DIVE} &  & & &  & \textbf{in 1 of 2 settings}" in tex
+    assert r"{\textbf{On BLEU-4, the static ablation scores above DIVE}} & \textbf{in 1 of 2 settings} \\" in tex
     assert r"Set A, Tiny\_1 & LIVE & $+2.0$&$\,^{+2.5}_{+1.5}$" in tex
     assert "n = 256 test studies of 200 patients" in tex
 

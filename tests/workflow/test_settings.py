@@ -98,7 +98,9 @@ def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Proje
 def test_scispacy_needs_its_folders_before_any_job(fresh: Project) -> None:
     fresh.edit("config.yaml", "annotators: [vocabulary, idf, random]", "annotators: [union]")
     fresh.edit("config.yaml", "union: [vocabulary, idf]", "union: [vocabulary, scispacy]")
-    fresh.edit("config.yaml", "path: null              # folder of the pipeline", "path: models/ner # folder of the pipeline")
+    fresh.edit(
+        "config.yaml", "path: null              # folder of the pipeline", "path: models/ner # folder of the pipeline"
+    )
     fresh.edit("config.yaml", "types: [] ", "types: [T047] ")
     fresh.edit("config.yaml", "linker: null ", "linker: models/umls ")
     told = fresh.run("snakemake", "--dry-run").stdout

@@ -415,17 +415,16 @@ def latex(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str]) 
     lines = [r"claim & nearest comparator & \multicolumn{2}{c}{difference} & $p$ & verdict \\"]
     for row in shown_rows(rows):
         cells = {key: escape_latex(text) for key, text in shown_cells(row, layout).items()}
+        if row["line"] in _BOLD:  # its numbers are in the lines of the settings, so the claim may take their columns
+            claim, verdict = (rf"\textbf{{{cells[key]}}}" for key in ("claim", "verdict"))
+            lines += [r"\midrule", rf"\multicolumn{{5}}{{@{{}}l}}{{{claim}}} & {verdict} \\"]
+            continue
         metric = next(metric for metric in METRICS if metric.name == row["metric"])
         number = "&"
         if row.get("estimate") is not None:
             ends = stacked(row["low"], row["high"], metric.decimals, signed=True)
             number = f"${printed(row['estimate'], metric.decimals, signed=True)}$&{ends}"
-        if row["line"] in _BOLD:
-            lines.append(r"\midrule")
-        head = rf"\textbf{{{cells['claim']}}}" if row["line"] in _BOLD else cells["claim"]
-        head = rf"\quad {head}" if row["line"].endswith("setting") else head
-        verdict = rf"\textbf{{{cells['verdict']}}}" if row["line"] in _BOLD else cells["verdict"]
         p = rf"\scriptsize {cells['p']}" if cells["p"] else ""
-        lines.append(f"{head} & {cells['comparator']} & {number} & {p} & {verdict} " + r"\\")
+        lines.append(rf"\quad {cells['claim']} & {cells['comparator']} & {number} & {p} & {cells['verdict']} \\")
     caption = "Claims of the abstract in this run. Difference: our method minus the nearest comparator."
     return float_table(f"{layout.get('label', 'main')}-claims", caption, r"@{}llr@{}lrl@{}", lines, notes)
