@@ -265,6 +265,7 @@ def verdict_notes(layout: Mapping[str, Any]) -> list[str]:
     titles = (
         ", ".join(entry["title"] for entry in layout["methods"].values() if entry["group"] == "published") or "none"
     )
+    points = f"{said['margin']:g} point{'s' * (said['margin'] != 1)}"
     return [
         f"Our method is compared with the published baselines of this run ({titles}). The table shows the nearest "
         "comparator, with the smallest difference (our score minus its score). Controls, the backbone alone and the "
@@ -272,7 +273,7 @@ def verdict_notes(layout: Mapping[str, Any]) -> list[str]:
         "A claim of the best score holds if our method is resolved above every comparator. It fails if our method is "
         "resolved below one of them. A difference is resolved if paired approximate randomization over patients gives "
         f"p < {said['alpha']:g} after Holm's correction within the setting and the interval excludes 0.",
-        f"A claim of a competitive score has a margin of {said['margin']:g} points (our choice). It holds if the "
+        f"A claim of a competitive score has a margin of {points} (our choice). It holds if the "
         f"interval of every difference lies above -{said['margin']:g}, and fails if the interval of one lies below.",
         "Over several settings a claim holds if it holds in all of them, and fails if it fails in one. Proxies are "
         "computed by rules. They are not RadGraph F1 or CheXbert F1, and the paper makes no claim about them.",
