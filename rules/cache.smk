@@ -62,7 +62,7 @@ rule cache_teacher:
 
 
 rule cache_layers:
-    """Keep the states of all the teacher's layers, where a method averages or aligns them; the log says how many bytes."""
+    """Cache the states of all the teacher's layers for methods that average or align them; the log says how many bytes."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
         demonstrations="results/demonstrations/{dataset}/k{shots}/seed{seed}.json",

@@ -118,7 +118,7 @@ def demonstrations_file(dataset, seed):
 
 
 def probe_demonstrations(wildcards):
-    """The demonstrations with which the synthetic world is probed: those of the first seed."""
+    """The demonstrations that probe the synthetic world: the ones of the first seed."""
     return demonstrations_file(wildcards.dataset, config["seeds"][0])
 
 
@@ -306,7 +306,7 @@ def shown_demonstrations(wildcards):
 
 
 def adapter_of(wildcards):
-    """The trained adapter of a steering method: this dataset's, or for method@dataset that one's."""
+    """The trained adapter of a steering method: of this dataset, or of the dataset after the @ in method@dataset."""
     method, _, other = wildcards.method.partition("@")
     if method not in methods_of("steering"):
         return []
@@ -346,7 +346,7 @@ def generations_of(wildcards):
 
 
 def known_pairs():
-    """Every selected dataset and backbone for which the synthetic world answers."""
+    """Every selected pair of a synthetic dataset and a tiny backbone: the pairs that the acceptance test judges."""
     return [(d, b) for d, b in PAIRS if d in SYNTHETIC and b in TINY]
 
 

@@ -37,7 +37,7 @@ rule generate:
 
 
 rule repeat_report:
-    """Give every test study the one training report that serves everybody best; no model reads an image."""
+    """Give every test study the training report that scores best on the other training reports; no model runs."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
@@ -59,7 +59,7 @@ rule repeat_report:
 
 
 rule import_reports:
-    """Take another system's reports of the test studies; one that is missing is an error."""
+    """Read another system's reports of the test studies; a missing report is an error."""
     input:
         studies="results/splits/{dataset}/studies.parquet",
         pool="results/pools/{dataset}.json",
@@ -77,6 +77,6 @@ rule import_reports:
         content=content_of_reports,
         code=code_version("scripts/import_reports.py"),
     message:
-        "{wildcards.dataset}, {wildcards.method}: taking another system's reports"
+        "{wildcards.dataset}, {wildcards.method}: reading another system's reports"
     script:
         "../scripts/import_reports.py"

@@ -35,7 +35,7 @@ rule plot:
 
 
 rule report:
-    """The page about what a grid ran: tables, figures, what was selected, the acceptance, the settings."""
+    """The page about the run of a grid: tables, figures, selection of studies, acceptance, settings."""
     input:
         table="results/tables/{experiment}.csv",
         claims="results/tables/{experiment}-claims.csv",
@@ -95,7 +95,7 @@ rule index_reports:
 
 
 rule summarise_costs:
-    """What every rule cost, as its jobs measured; made last, and no input of anything, since seconds never repeat."""
+    """The measured cost of every rule. It is written last and is no input of any rule, because seconds never repeat."""
     input:
         made_at_the_end(),
     output:

@@ -87,7 +87,7 @@ rule probe_world:
 
 
 rule accept_world:
-    """Hold the synthetic world against its acceptance criteria."""
+    """Test the synthetic world against its acceptance criteria."""
     input:
         probes(),
     output:
@@ -101,13 +101,13 @@ rule accept_world:
     params:
         code=code_version("scripts/accept_world.py"),
     message:
-        "holding the synthetic world against its acceptance criteria"
+        "testing the synthetic world against its acceptance criteria"
     script:
         "../scripts/accept_world.py"
 
 
 rule compare_lexicon:
-    """Hold what the lexicon proxies read in synthetic references against the findings behind them."""
+    """Compare the findings that the lexicon scores read in synthetic references with the true findings."""
     input:
         studies=expand("results/splits/{dataset}/studies.parquet", dataset=KNOWN),
         truths=expand("data/truth/{dataset}.parquet", dataset=KNOWN),
@@ -125,6 +125,6 @@ rule compare_lexicon:
         words=content_of(VOCABULARY),
         code=code_version("scripts/compare_lexicon.py"),
     message:
-        "holding the lexicon proxies against the synthetic truth"
+        "comparing the lexicon scores with the synthetic truth"
     script:
         "../scripts/compare_lexicon.py"

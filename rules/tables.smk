@@ -1,4 +1,4 @@
-"""Tables: the main one, those of comparisons, and what the abstract's claims come to; presentation is read here."""
+"""Tables: the main one, the tables of comparisons, and the verdicts on the abstract's claims."""
 
 
 rule tabulate:
@@ -31,7 +31,7 @@ rule tabulate:
 
 
 rule tabulate_comparison:
-    """A table beside the main one: termination, significance, the 2x2, or single mechanisms."""
+    """One of the other tables: termination, significance, the 2x2, or single mechanisms."""
     input:
         comparisons=comparisons_of,
         adapters=adapters_in_table,
@@ -61,7 +61,7 @@ rule tabulate_comparison:
 
 
 rule claim:
-    """Whether the claims of the abstract hold on what a grid ran."""
+    """Judge whether the claims of the abstract hold in the results of a grid."""
     input:
         comparisons_of,
     output:
@@ -83,6 +83,6 @@ rule claim:
         layout=claims_layout_for,
         code=code_version("scripts/claim.py"),
     message:
-        "{wildcards.experiment}: holding the claims of the abstract against the comparisons"
+        "{wildcards.experiment}: judging the claims of the abstract"
     script:
         "../scripts/claim.py"

@@ -1,4 +1,4 @@
-"""Give every test study the one training report that serves everybody best."""
+"""Give every test study the training report that scores best on the other training reports."""
 
 from dive.job import logged
 

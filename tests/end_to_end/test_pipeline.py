@@ -26,7 +26,7 @@ def test_it_ends_with_acceptance_table_and_places(run: tuple[Project, str]) -> N
     assert "MIMIC-CXR (synthetic), Gemma 3 (tiny) (n = 8)" in end
     assert "results/tables/main.tex" in end
     # Without the weights of RadGraph a claim about it is not measured, whatever its proxy says.
-    claims = end[end.index("# Claims of the abstract on this run") :]
+    claims = end[end.index("# Claims of the abstract in this run") :]
     line = next(line for line in claims.splitlines() if line.startswith("| best RadGraph F1 "))
     assert line.rstrip("| ").endswith("not measured")
     assert "results/costs/rules.md" in end

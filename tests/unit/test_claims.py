@@ -1,4 +1,4 @@
-"""The claims: every verdict from numbers, overall from the settings, ablations that beat ours, nothing assumed."""
+"""The claims: every verdict from numbers, overall from the settings, ablations above ours, nothing assumed."""
 
 import csv
 
@@ -10,10 +10,14 @@ from dive.reporting.claims import (
     HOLDS,
     UNMEASURED,
     UNRESOLVED,
+    ablation_claim,
+    judge_all,
     judge_claims,
     merge_settings,
+    shown_cells,
     write_claims,
 )
+from dive.reporting.tables import METRICS as COLUMNS
 from tests.unit.comparisons import LAYOUT, METRICS, comparison, write
 
 REAL = (*METRICS, "radgraph_f1", "chexbert_f1")
@@ -104,11 +108,11 @@ def test_without_weights_or_baselines_nothing_is_said_and_proxies_never_stand_in
     assert found["setting", "bleu4", "a"]["why"] == "no method of ours here"
 
 
-def test_an_ablation_that_beats_ours_is_its_own_line(tmp_path):
+def test_an_ablation_above_ours_is_its_own_line(tmp_path):
     better = {("dive_static", "bleu4"): -2.0, ("dive_static", "rouge_l"): (-0.3, -0.8, 0.2, 0.4)}
     found, notes = lines(tmp_path, a=comparison(better), b=comparison())
     row = found["ablation_setting", "bleu4", "a"]
-    assert row["claim"] == "DIVE static beats DIVE"
+    assert row["claim"] == "On BLEU-4, the static ablation scores above DIVE"
     assert (row["estimate"], row["comparator"]) == (-2.0, "dive_static")
     assert found["ablation", "bleu4", None]["settings_held"] == 1
     assert ("ablation_setting", "rouge_l", "a") not in found
@@ -141,10 +145,41 @@ def test_files(tmp_path):
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in table}) == 1
     assert max(map(len, text.splitlines())) <= 120
-    assert "| holds (2 of 2)" in text
+    assert "| holds in 2 of 2 settings |" in text
     assert "| not measured" in text
-    assert "beats ours (1 of 2)" in text
+    assert "- On BLEU-4, the static ablation scores above DIVE in 1 of 2 settings: Set A, Tiny_1 (+2.0)." in text
     assert "Set A, Tiny_1" in text
     tex = (tmp_path / "claims.tex").read_text()
+    assert r"{\textbf{On BLEU-4, the static ablation scores above DIVE}} & \textbf{in 1 of 2 settings} \\" in tex
     assert r"Set A, Tiny\_1 & LIVE & $+2.0$&$\,^{+2.5}_{+1.5}$" in tex
     assert "n = 256 test studies of 200 patients" in tex
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([HOLDS] * 4, "holds in 4 of 4 settings"),
+        ([HOLDS] * 3 + [FAILS], "fails: holds in 3 of 4 settings"),
+        ([HOLDS, UNRESOLVED], "not resolved: holds in 1 of 2 settings"),
+        ([HOLDS, UNMEASURED], "not resolved: holds in 1 of 2 settings"),
+        ([FAILS], "fails: holds in 0 of 1 setting"),
+        ([UNMEASURED] * 2, "not measured"),
+    ],
+)
+def test_a_verdict_says_in_how_many_settings_the_claim_holds(verdicts, said):
+    row = judge_all(CLAIMS[0], [{"verdict": verdict, "why": "because", "margin": None} for verdict in verdicts])
+    assert shown_cells(row, LAYOUT)["verdict"] == said
+
+
+@pytest.mark.parametrize(
+    ("title", "named"),
+    [
+        ("DIVE uniform weights", "the uniform-weights ablation"),
+        ("DIVE static", "the static ablation"),
+        ("DIVE no teacher (kd = 0)", "the ablation DIVE no teacher (kd = 0)"),
+        ("DIVE static, uniform weights", "the ablation DIVE static, uniform weights"),
+    ],
+)
+def test_an_ablation_above_ours_is_a_sentence(title, named):
+    metric = next(metric for metric in COLUMNS if metric.name == "lexicon_graph_f1")
+    assert ablation_claim(title, "DIVE", metric) == f"On lexicon graph F1, {named} scores above DIVE"

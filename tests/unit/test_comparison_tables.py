@@ -83,8 +83,8 @@ def test_significance_has_every_published_method_and_corrects_within_its_block(t
     assert r"$\mathbf{-1.0}$&$\,^{-0.5}_{-1.5}$ & \scriptsize .032" in text
     assert r"$+1.0$&$\,^{+1.5}_{+0.5}$ & \scriptsize .070" in text
     assert r"DIVE $-$ LoRA 100 \%" in text
-    assert "RadGraph and CheXbert F1: not measured" in text
-    assert "p: two-sided paired approximate randomization over patients (1,000 trials)" in text
+    assert "RadGraph F1 and CheXbert F1 were not measured" in text
+    assert "p is from two-sided paired approximate randomization over patients (1,000 trials)" in text
 
 
 def test_the_2x2_has_cells_effects_and_interaction(tmp_path):
@@ -144,7 +144,7 @@ def test_main_table_gets_intervals_and_says_from_whom_ours_is_resolved(tmp_path)
         r"LIVE & \\underline\{48\.0\}\\rlap\{\$\^\{\\dagger\}\$\}&\\hspace\{.35em\}\$\\,\^\{50\.5\}_\{49\.5\}", text
     )
     assert re.search(r"LoRA 100 \\% & 47\.0&\$\\,\^", text)
-    assert "paired bootstrap over patients and seeds, 1,000 resamples" in text
+    assert "a paired bootstrap over patients and seeds with 1,000 resamples" in text
     assert "seeds (0, 1, 2)" in text
     assert "RadGraph F1: archive of RadGraph 1." in text
 

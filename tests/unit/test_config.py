@@ -100,7 +100,7 @@ def test_equal_settings_resolve_to_equal_text(config: dict[str, Any]) -> None:
         ("grids.main.methods", ["dive", "dive"], "grids.main.methods.1: 'dive' is there twice"),
         ("grids.main.methods", ["dvie@synthetic-mimic-cxr"], "'dvie' is not among methods; did you mean dive?"),
         ("grids.main.methods", ["dive@synthetic-mimic"], "'synthetic-mimic' is not among datasets; did you mean synth"),
-        ("grids.main.methods", ["icl@synthetic-mimic-cxr"], "'icl' is not trained, so that nothing of it can be"),
+        ("grids.main.methods", ["icl@synthetic-mimic-cxr"], "'icl' is not a trained method, so it has no adapter"),
         ("grids.main.backbones", ["tiny-gemma"], "did you mean tiny-gemma3?"),
         ("experiments", ["mian"], "experiments.0: 'mian' is not among grids; did you mean main?"),
         ("seeds", [0, 0], "seeds.1: 0 is there twice"),

@@ -56,7 +56,7 @@ def test_documents_are_filled_between_markers() -> None:
 
 def test_every_marker_is_a_block_of_a_run() -> None:
     grids = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["grids"]
-    known = {"rules", "table", "setting", "verdicts", "claims", "acceptance", "costs"}
+    known = {"rules", "table", "figure", "verdicts", "claims", "acceptance", "costs"}
     known |= {name for grid in grids for name in (grid, f"{grid}_verdicts")}
     for document in ("README.md", "docs/results.md"):
         assert set(re.findall(r"<!-- (\w+) -->", (ROOT / document).read_text(encoding="utf-8"))) <= known
@@ -66,9 +66,18 @@ def test_verdicts_are_the_claims_without_their_settings(tmp_path) -> None:
     rows = [
         "| claim | nearest | verdict |",
         "|---|---|---|",
-        "| best BLEU-4 | | holds (1 of 1) |",
+        "| best BLEU-4 | | holds in 1 of 1 setting |",
         "| - here | LIVE | holds |",
     ]
-    claims = "\n".join(["# Claims", "", *rows, "", "Text.", ""])
+    better = [
+        "Ablations that score above our method:",
+        "",
+        "- On BLEU-4, the uniform-weights ablation scores above DIVE in 2 of 4 settings: One, Two (+1.0), One, Three",
+        "  (+2.0).",
+    ]
+    claims = "\n".join(["# Claims", "", *rows, "", *better, "", "Text.", ""])
     (tmp_path / "claims.md").write_text(claims)
-    assert verdicts(tmp_path / "claims.md").strip() == "- best BLEU-4: holds (1 of 1)"
+    above = "- On BLEU-4, the uniform-weights ablation scores above DIVE in 2 of 4 settings"
+    assert verdicts(tmp_path / "claims.md").strip().splitlines() == ["- best BLEU-4: holds in 1 of 1 setting", above]
+    (tmp_path / "claims.md").write_text(claims.replace("| holds in 1 of 1 setting |", "| not measured |"))
+    assert verdicts(tmp_path / "claims.md").strip() == above

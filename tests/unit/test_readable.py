@@ -138,7 +138,7 @@ def test_a_raised_limit_goes_on_from_what_was_computed(tmp_path, settings, caplo
     with pytest.raises(DataError, match="1 images of a pool of 9"):
         cache_vision(settings, *given, 0.1, str(tmp_path / "partial"))
     cache_vision({**settings, "batch": {"vision": 2}}, *given, 0.2, str(tmp_path / "partial"))
-    assert "going on: features of 9 images are there" in caplog.text
+    assert "continuing: the features of 9 images are already cached" in caplog.text
     found = VisionFeatures(tmp_path / "again")
     assert set(found) == set(expected)
     assert all(torch.equal(found[uid].tokens, expected[uid].tokens) for uid in found)

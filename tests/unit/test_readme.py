@@ -1,4 +1,4 @@
-"""The README's example of a trained adapter runs as it is written."""
+"""README.md is short and its links lead somewhere; the example of docs/adapters.md runs as it is written."""
 
 import re
 from pathlib import Path
@@ -15,10 +15,26 @@ ROOT = Path(__file__).resolve().parents[2]
 DIVE = {"module": "dive", "rank": 4, "layers": "all", "positions": "answer"}
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
 def test_the_example_of_a_trained_adapter(tiny_settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## A trained adapter outside the workflow") :]
-    code = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL).group(1)
+    text = (ROOT / "docs/adapters.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL).group(1)
 
     backbone = load_backbone(tiny_settings("gemma3"))
     intervention = build_intervention(DIVE, 3, 32, 0)
@@ -37,7 +53,7 @@ def test_the_example_of_a_trained_adapter(tiny_settings, tmp_path: Path, monkeyp
 
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs/adapters.md", "exec"), names)
     # Untrained, so what it wrote means nothing; but it is not what the model writes once it is detached.
     plain = names["model"].generate(**names["inputs"], max_new_tokens=160)
     assert not torch.equal(plain, names["written"])

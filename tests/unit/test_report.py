@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dive.command import main
 from dive.reporting.claims import write_claims
 from dive.reporting.costs import summarise_costs
-from dive.reporting.figures import plot_results, read_curve
+from dive.reporting.figures import plot_overview, plot_results, read_curve
 from dive.reporting.html import write_report
 from dive.reporting.index import write_index
-from dive.reporting.summary import named_or_configured, summarise_run
+from dive.reporting.summary import summarise_run
 from dive.reporting.tables import METRICS, write_tables
 from tests.unit.comparisons import LAYOUT as CLAIMED
 from tests.unit.comparisons import comparison, write
@@ -136,8 +137,21 @@ def test_costs_refuse_what_no_job_left(tmp_path):
     (tmp_path / "b").mkdir()
     for text in ("a\tb\n1\t2\n", "s\tcpu_time\tmax_rss\n1.0\tNA\tNA\n"):  # the second is of Snakemake's benchmarks
         (tmp_path / "b/x.tsv").write_text(text)
-        with pytest.raises(ValueError, match=r"x\.tsv is not what a job says of its cost: remove it"):
+        with pytest.raises(ValueError, match=r"x\.tsv is not a cost file of a job; remove it"):
             summarise_costs(str(tmp_path / "b"), *outputs)
+
+
+def test_the_overview_shows_every_method_and_stays_small(scores, tmp_path):
+    table = str(tmp_path / "main.csv")
+    write_tables(scores, LAYOUT, str(tmp_path / "main.tex"), table)
+    drawn = []
+    for name in ("a.svg", "b.svg"):
+        plot_overview(table, str(tmp_path / name))
+        drawn.append((tmp_path / name).read_text(encoding="utf-8"))
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) < 50_000
+    texts = {text.text for text in ET.fromstring(drawn[0]).iter("{http://www.w3.org/2000/svg}text")}
+    assert {title for title, _ in METHODS.values()} | {"BLEU-4", "A & B"} <= texts
 
 
 def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_path):
@@ -194,8 +208,11 @@ def test_page_holds_everything_and_loads_nothing(scores, adapters, costs, tmp_pa
     assert "2 of 3" in page
     # Two of the abstract's four claims need weights that were not given: these neither hold nor fail.
     assert "<b>2 of 2</b><span>measured claims of the abstract hold, 2 not measured</span>" in page
-    assert "<b>DIVE static beats DIVE: BLEU-4</b>" in page
+    assert "<b>On BLEU-4, the static ablation scores above DIVE</b>" in page
     assert "competitive CheXbert F1" in page
+    # What was not measured has no column, and a note says so.
+    assert "RadGraph" not in page[page.index("<thead>") : page.index("<tbody>")]
+    assert "were not measured, because the weights of their models were not given" in page
     assert re.search(r'class="no">✗ not met: 10.40<', page)
     assert "left nodule" in page
     assert re.search(r"no findings</td><td class=\"number\">250</td><td class=\"number\">750", page)
@@ -230,11 +247,11 @@ def test_what_the_page_says_of_spreads_and_intervals_is_what_it_shows(scores, tm
     cell = re.search(r'<td class="number"><span class="best"([^>]*)>40.0</span>(.*?)</td>', page)
     assert cell[1] == ' title="interval 38.2 to 41.9"'
     assert cell[2] == '<span class="spread">±1.0</span>'
-    assert "<li>Beside a number, after ±, stands its standard deviation over seeds.</li>" in page
-    assert "<li>Point at a number to see its 90 % interval: paired bootstrap over patients and seeds, 700" in page
-    assert "stands its 90" not in page
+    assert "<li>The number after ± is the standard deviation over seeds.</li>" in page
+    assert "<li>Point at a number to see its 90 % interval: a paired bootstrap over patients and seeds with 700" in page
+    assert "is followed by its 90" not in page
     tex = Path(files[0]).read_text()
-    assert r"Beside a score (stop rate and length ratio aside) stands its 90 \% interval" in tex
+    assert r"Each score, except stop rate and length ratio, is followed by its 90 \% interval" in tex
     assert "standard deviation" not in tex
 
 
@@ -244,7 +261,7 @@ def test_tables_of_grids_that_are_not_run_now_are_named(tmp_path):
         (tmp_path / f"tables/{name}.tex").touch()
     text = summarise_run(str(tmp_path), ["main"])
     assert text.splitlines()[-1].endswith("until they are removed: ablations, ablations-factorial, mainly")
-    assert "not run now" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])
+    assert "from earlier runs, which" not in summarise_run(str(tmp_path), ["main", "ablations", "mainly"])
 
 
 def test_every_grid_that_was_run_has_its_table_and_claims_in_the_summary(tmp_path, monkeypatch):
@@ -266,13 +283,17 @@ def test_every_grid_that_was_run_has_its_table_and_claims_in_the_summary(tmp_pat
 
 
 def test_a_command_shows_the_grids_that_it_names_or_those_of_the_configuration(tmp_path, monkeypatch):
-    assert named_or_configured(["main,baselines", "--cores", "2"]) == ["main", "baselines"]
-    assert named_or_configured(["main", "own", "main"]) == ["main", "own"]
+    shown = []
+    monkeypatch.setattr("dive.reporting.summary.summarise_run", lambda results, names: shown.append(names) or "")
+    (tmp_path / "results/tables").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"results/tables/{name}.csv").touch()
     (tmp_path / "config.yaml").write_text("experiments: [a]\n")
     (tmp_path / "over.yaml").write_text("experiments: [b, c]\n")
     monkeypatch.chdir(tmp_path)
-    assert named_or_configured(["--cores", "2"]) == ["a"]
-    assert named_or_configured(["--configfile", "over.yaml"]) == ["b", "c"]
+    for arguments in (["a,b"], ["c", "a", "c"], [], ["--configfile", "over.yaml"], ["--options", "--cores 2"]):
+        assert main(["show", *arguments]) == 0
+    assert shown == [["a", "b"], ["c", "a"], ["a"], ["b", "c"], ["a"]]
 
 
 def test_the_index_leads_to_the_pages_of_all_grids(tmp_path):

@@ -82,7 +82,7 @@ def test_the_next_run_removes_a_killed_one_s_lock_and_says_so(tmp_path: Path) ->
     run.kill()
     run.wait()
     said = start(RUN, tmp_path).communicate("")[1]
-    assert said == "An earlier run was killed: its lock is removed, and this run goes on where it stopped.\n"
+    assert said == "An earlier run was killed. Its lock is removed; this run continues where it stopped.\n"
     assert not held.exists()
     assert not left.exists()
     assert not list((tmp_path / ".snakemake/runs").iterdir())

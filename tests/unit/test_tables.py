@@ -92,11 +92,13 @@ def test_notes_and_escaping(table):
     assert "n = 256" in text
     assert "MIMIC-CXR (synthetic): Made here." in text
     assert "never shown" not in text
-    assert "weights were not given" in text
+    assert "RadGraph F1 and CheXbert F1 were not measured, because the weights of their models were not given." in text
     assert escape_latex(r"a_b\c~^{#}$") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}\{\#\}\$"
     assert text.count("{") == text.count("}")
     rows = [line.replace(r"\&", "") for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert {row.count("&") for row in rows} == {1 + 2 * len(METRICS)}
+    measured = len(METRICS) - 2  # RadGraph F1 and CheXbert F1 take no width
+    assert {row.count("&") for row in rows} == {1 + 2 * measured}
+    assert "RadGraph" not in text.partition(r"\midrule")[0]
 
 
 def test_an_unknown_stop_rate_is_not_laid_to_missing_weights(scores, tmp_path):
@@ -109,9 +111,10 @@ def test_an_unknown_stop_rate_is_not_laid_to_missing_weights(scores, tmp_path):
     files = [str(tmp_path / name) for name in ("x.tex", "x.csv")]
     write_tables(scores, LAYOUT, *files)
     text = (tmp_path / "x.tex").read_text()
-    assert "RadGraph and CheXbert F1 are empty because the model weights were not given" in text
-    assert "An empty stop rate is unknown" in text
-    assert "Not measured, their weights were not given: RadGraph, CheXbert F1." in format_table(files[1])
+    absent = "RadGraph F1 and CheXbert F1 were not measured, because the weights of their models were not given."
+    assert absent in text
+    assert "The stop rate was not measured, because a file of reports does not say how each report ended." in text
+    assert absent in format_table(files[1])
 
 
 def test_methods_scored_on_different_studies_are_refused(scores, tmp_path):
@@ -137,7 +140,7 @@ def test_text_form_fits_a_terminal(table):
     assert max(map(len, text.splitlines())) <= WIDTH
     line = next(line for line in text.splitlines() if line.startswith("DIVE "))
     assert "*59.0±1.4" in line
-    assert "RadGraph, CheXbert F1" in text
+    assert "RadGraph F1 and CheXbert F1 were not measured" in text
     module = subprocess.run(
         [sys.executable, "-m", "dive.reporting.tables", str(table[1])], capture_output=True, text=True, check=True
     )

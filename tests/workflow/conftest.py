@@ -9,6 +9,11 @@ from tests.project import Project
 
 FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", "results/layers/", "results/adapters/")
 
+END_OF_MAIN = "  baselines:  "
+"""What follows the last method of grid main in config.yaml."""
+
+ABLATIONS = ("dive_static", "dive_uniform", "dive_static_uniform", "dive_no_teacher")
+
 
 def place(project: Project, paths: Iterable[str]) -> None:
     """Put placeholders where jobs would have left results."""
@@ -23,8 +28,12 @@ def place(project: Project, paths: Iterable[str]) -> None:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The default configuration with a single seed, as after a complete run; not to be changed."""
+    """The default configuration with a single seed and four ablations in its main grid, as after a complete run.
+
+    Not to be changed. The ablations share settings with DIVE, so that a test sees who inherits a changed value.
+    """
     project = Project(tmp_path_factory.mktemp("finished") / "dive")
+    project.edit("config.yaml", END_OF_MAIN, "".join(f"      - {name}\n" for name in ABLATIONS) + END_OF_MAIN)
     project.change("seeds", "[0]")
     place(project, project.files())
     project.snakemake("--touch", "--forceall", "--no-hooks", "--cores", "1")

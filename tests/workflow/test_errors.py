@@ -156,7 +156,7 @@ def test_a_killed_run_leaves_no_process_no_folder_and_no_riddle(fresh: Project, 
         [*command, "--", DATASET], cwd=fresh.folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "An earlier run was killed: its lock is removed, and this run goes on where it stopped." in done.stderr
+    assert "An earlier run was killed. Its lock is removed; this run continues where it stopped." in done.stderr
     wait_for(lambda: not processes_of(fresh.folder), 30)
     wait_for(lambda: not list(temporary.iterdir()), 30)
 

@@ -66,7 +66,7 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
     planned = fresh.planned()
     datasets, backbones, seeds = 2, 2, 3
     pairs = datasets * backbones
-    # 6 methods are trained; these and in-context learning have 3 seeds, zero-shot and blank image one.
+    # 5 methods are trained; these and in-context learning have 3 seeds, zero-shot and blank image one.
     assert planned == {
         "synthesize": datasets,
         "build_backbone": backbones,
@@ -76,15 +76,16 @@ def test_a_dry_run_of_the_default_lists_every_stage(fresh: Project) -> None:
         "demonstrate": datasets * seeds,
         "cache_vision": pairs,
         "cache_teacher": pairs * seeds,
-        "distill": pairs * 6 * seeds,
-        "generate": pairs * (7 * seeds + 2),
+        "cache_layers": pairs * seeds,  # MimIC aligns them
+        "distill": pairs * 5 * seeds,
+        "generate": pairs * (6 * seeds + 2),
         "repeat_report": datasets,
-        "score": pairs * 10,
+        "score": pairs * 9,
         "analyse": pairs,
         "compare_annotators": datasets,
         "view_tokens": datasets,
         "compare": pairs,
-        "tabulate_comparison": 4,
+        "tabulate_comparison": 2,  # termination and significance: the 2x2 and the mechanisms are of the ablations
         "claim": 1,
         "probe_world": pairs,
         "accept_world": 1,
@@ -123,10 +124,10 @@ def test_a_transfer_takes_the_other_dataset_s_adapter_and_trains_nothing(fresh: 
 
 
 def test_without_a_teacher_no_teacher_is_cached(fresh: Project) -> None:
-    fresh.edit("config.yaml", "      - live\n      - dive\n      - dive_static\n      - dive_uniform\n", "")
-    fresh.edit("config.yaml", "      - dive_static_uniform\n", "")
+    fresh.edit("config.yaml", "      - live\n      - mimic\n", "")
+    fresh.edit("config.yaml", "      - lora_small\n      - dive\n", "      - lora_small\n      - dive_no_teacher\n")
     planned = fresh.planned()
-    assert planned["distill"] == 12
+    assert planned["distill"] == 3 * 4 * 3  # LoReFT, LoRA and DIVE without its teacher
     assert "cache_teacher" not in planned
 
 

@@ -9,10 +9,16 @@ import yaml
 
 from dive.software import installed, metadata_file
 from tests.project import Project
-from tests.workflow.conftest import place
+from tests.workflow.conftest import END_OF_MAIN, place
 
 PAIRS = 4
 """Datasets times backbones."""
+
+TRAINED, SHOWN, PLAIN = 9, 1, 2
+"""Rows that are trained, that have demonstrations in the context, and that are the backbone alone."""
+
+TAUGHT = 5
+"""Of the trained, those with a loss to the teacher: LIVE, DIVE and three of the ablations."""
 
 LAST = {
     **{"tabulate": 1, "tabulate_comparison": 4, "claim": 1, "plot": 1, "report": 1},
@@ -84,13 +90,13 @@ def test_a_weight_reruns_only_where_it_is_used(project: Project) -> None:
 
 def test_a_seed_adds_its_own_files(project: Project) -> None:
     project.change("seeds", "[0, 1]")
-    trained, shown = 6, 1
     assert project.planned() == {
         "demonstrate": 2,
         "cache_teacher": PAIRS,
-        "distill": PAIRS * trained,
-        "generate": PAIRS * (trained + shown),
-        "score": PAIRS * (trained + shown),
+        "cache_layers": PAIRS,
+        "distill": PAIRS * TRAINED,
+        "generate": PAIRS * (TRAINED + SHOWN),
+        "score": PAIRS * (TRAINED + SHOWN),
         **RESCORED,
     }
     assert not any("seed0" in path for path in project.planned_files())
@@ -99,8 +105,7 @@ def test_a_seed_adds_its_own_files(project: Project) -> None:
 def test_more_draws_add_their_own_teachers(project: Project) -> None:
     """What is there stays as it is, and only what learns from a teacher is trained again."""
     project.change("draws", "3")
-    taught = 5  # of six trained methods, all but the one with kd = 0
-    assert project.planned() == {"demonstrate": 2 * 2, "cache_teacher": PAIRS * 2, **retrained(taught)}
+    assert project.planned() == {"demonstrate": 2 * 2, "cache_teacher": PAIRS * 2, **retrained(TAUGHT)}
     made = {
         path for path in project.planned_files() if path.startswith(("results/demonstrations/", "results/teacher/"))
     }
@@ -113,18 +118,18 @@ def test_shared_demonstrations_rerun_what_demonstrations_are_for(project: Projec
     planned = project.planned()
     assert planned["demonstrate"] == 2
     assert planned["cache_teacher"] == PAIRS
-    assert planned["distill"] == PAIRS * 5
-    assert planned["generate"] == PAIRS * (5 + 1)  # and the reports of the teacher itself
+    assert planned["cache_layers"] == PAIRS
+    assert planned["distill"] == PAIRS * (TAUGHT + 1)  # and MimIC, which aligns the teacher's layers
+    assert planned["generate"] == PAIRS * (TAUGHT + 1 + SHOWN)  # and the reports of the teacher itself
     assert not {"split", "select", "annotate", "cache_vision"} & set(planned)
 
 
 def test_decoding_reruns_generation_but_no_training(project: Project) -> None:
     project.change("max_new_tokens", "96")
-    with_model, constant = 9, 1
     # The constant report needs no decoding, and nothing of its rows changes.
     assert project.planned() == {
-        "generate": PAIRS * with_model,
-        "score": PAIRS * (with_model + constant) - PAIRS * constant,
+        "generate": PAIRS * (TRAINED + SHOWN + PLAIN),
+        "score": PAIRS * (TRAINED + SHOWN + PLAIN),
         "probe_world": PAIRS,
         "accept_world": 1,
         **RESCORED,
@@ -211,7 +216,7 @@ def test_a_reader_splits_its_own_datasets_anew(project: Project) -> None:
     with (project.folder / "workflow/dive/data/mimic_cxr.py").open("a") as file:
         file.write("\n\nCHANGED = True\n")
     planned = project.planned()
-    assert (planned["split"], planned["cache_vision"], planned["distill"]) == (1, 2, 2 * 6)
+    assert (planned["split"], planned["cache_vision"], planned["distill"]) == (1, 2, 2 * TRAINED)
 
 
 def test_touching_or_commenting_code_reruns_nothing(project: Project) -> None:
@@ -246,8 +251,7 @@ def test_a_recipe_or_the_code_that_decides_the_weights_rebuilds_backbones_and_no
 
 def test_a_source_of_weights_retrains_its_method_and_annotates_what_is_not_there(project: Project) -> None:
     """Another annotator as a control is one entry; random tokens read the spans that are there."""
-    last = "      - dive_no_teacher\n"
-    project.edit("config.yaml", f"{last}  baselines:", f"{last}      - dive_random\n  baselines:")
+    project.edit("config.yaml", END_OF_MAIN, f"      - dive_random\n{END_OF_MAIN}")
     assert project.planned() == retrained(1)
     project.edit("config.yaml", "weights: {source: random}", "weights: {source: union}")
     assert project.planned() == {"annotate": 2, **retrained(1)}

@@ -16,14 +16,14 @@ MIMIC_TABLES = ("metadata", "split", "chexpert", "negbio")
 
 def test_all_errors_are_told_at_once_without_a_traceback(fresh: Project) -> None:
     fresh.edit("config.yaml", "rank: 16                # r of U", "rank: -1 # r of U")
-    fresh.edit("config.yaml", "      - dive_uniform\n", "      - dive_unifrom\n")
+    fresh.edit("config.yaml", "      - lora_small\n", "      - lora_smal\n")
     fresh.edit("config.yaml", "section: findings ", "sectoin: findings ")
     done = fresh.run("snakemake", "--dry-run")
     assert done.returncode != 0
     assert "Traceback" not in done.stdout
     for line in (
         "methods.dive.rank: must be greater than or equal to 0, not -1",
-        "grids.main.methods.7: 'dive_unifrom' is not among methods; did you mean dive_uniform?",
+        "grids.main.methods.7: 'lora_smal' is not among methods; did you mean lora_small?",
         "datasets.synthetic-mimic-cxr.selection.sectoin: unknown key; did you mean section?",
         "datasets.synthetic-mimic-cxr.selection.section: is missing",
     ):
@@ -32,7 +32,7 @@ def test_all_errors_are_told_at_once_without_a_traceback(fresh: Project) -> None
 
 
 def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Project) -> None:
-    fresh.edit("config.yaml", "      - dive_no_teacher\n", "      - dive_no_teacher\n      - other\n")
+    fresh.edit("config.yaml", "      - lora_small\n", "      - lora_small\n      - other\n")
     files = "{synthetic-mimic-cxr: reports/mimic.csv}"
     other = f"methods:\n  other: {{kind: external, title: Other, group: published, files: {files}}}\n"
     fresh.edit("config.yaml", "\nmethods:\n", f"\n{other}")
@@ -43,7 +43,7 @@ def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Proje
         (fresh.folder / name).touch()
     planned = fresh.planned()
     assert planned["import_reports"] == 2  # one a dataset: no backbone is read
-    assert planned["score"] == 2 * 2 * 11
+    assert planned["score"] == 2 * 2 * 10
     fresh.edit(
         "config.yaml", "    path: null              # chexbert.pth", "    path: weights.pth       # chexbert.pth"
     )
@@ -52,7 +52,7 @@ def test_another_system_s_file_is_a_row_and_absent_weights_are_told(fresh: Proje
     (fresh.folder / "weights.pth").touch()
     planned = fresh.planned()
     assert planned["import_reports"] == 2  # one a dataset: no backbone is read
-    assert planned["score"] == 2 * 2 * 11
+    assert planned["score"] == 2 * 2 * 10
 
 
 def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Project) -> None:
@@ -98,7 +98,9 @@ def test_radgraph_annotates_from_published_graphs_or_by_its_weights(fresh: Proje
 def test_scispacy_needs_its_folders_before_any_job(fresh: Project) -> None:
     fresh.edit("config.yaml", "annotators: [vocabulary, idf, random]", "annotators: [union]")
     fresh.edit("config.yaml", "union: [vocabulary, idf]", "union: [vocabulary, scispacy]")
-    fresh.edit("config.yaml", "path: null              # its folder", "path: models/ner # its folder")
+    fresh.edit(
+        "config.yaml", "path: null              # folder of the pipeline", "path: models/ner # folder of the pipeline"
+    )
     fresh.edit("config.yaml", "types: [] ", "types: [T047] ")
     fresh.edit("config.yaml", "linker: null ", "linker: models/umls ")
     told = fresh.run("snakemake", "--dry-run").stdout
@@ -137,7 +139,7 @@ def test_the_paper_s_plan_stands_on_a_stub_tree(fresh: Project) -> None:
     for name in ("df_chexpert_plus_240401.csv", "chexbert_labels/findings_fixed.json"):
         (chexpert / name).touch()
     planned = fresh.planned("--profile", "profiles/paper")
-    assert planned["distill"] == 2 * 2 * 6 * 3
+    assert planned["distill"] == 2 * 2 * 5 * 3
     # Real data and backbones are there already, and no synthetic world is held against its criteria.
     assert not {"synthesize", "build_backbone", "probe_world", "accept_world"} & set(planned)
     # Real reports are shown only where the settings say so.

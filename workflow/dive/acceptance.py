@@ -339,7 +339,7 @@ def accept_world(probes: Sequence[str], out_json: str, out_md: str) -> None:
     for row in rows:
         if not row["met"]:
             log.warning(
-                "not met: %s, %s: %s is %g, wanted %s",
+                "not met: %s, %s: %s is %g, required %s",
                 row["dataset"],
                 row["backbone"],
                 row["criterion"],
@@ -352,12 +352,12 @@ def _markdown(rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, Mapping[s
     lines = [
         "# Acceptance of the synthetic world",
         "",
-        f"{met} of {len(rows)} criteria are met, on validation studies and without any adapter. Part of the",
-        "learning in context here is the recognition of a site's register; demonstrations carry style, the image",
-        "carries the findings. AUROC is that of the yes or no in the generated reports. Intervals: 95 %, bootstrap",
-        "over patients.",
+        f"{met} of {len(rows)} criteria are met, measured on validation studies without any adapter. In this world,",
+        "in-context learning is partly the recognition of a site's writing style: demonstrations carry the style, the",
+        "image carries the findings. The AUROC is computed from the yes or no of a finding in the generated reports.",
+        "Intervals are 95 % bootstrap intervals over patients.",
         "",
-        "| dataset | backbone | criterion | value | interval | wanted | met |",
+        "| dataset | backbone | criterion | value | interval | required | met |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

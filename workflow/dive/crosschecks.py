@@ -74,7 +74,7 @@ def check_grids(config: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]
             if name not in named[kind]:
                 errors.append((path, f"{shortened(name)} is not among {kind}{nearest(name, named[kind])}"))
         if mapping(named["methods"].get(method)).get("kind", "steering") != "steering":
-            errors.append((path, f"{shortened(method)} is not trained, so that nothing of it can be transferred"))
+            errors.append((path, f"{shortened(method)} is not a trained method, so it has no adapter to transfer"))
 
     refer("experiments", config.get("experiments"), "grids")
     refer("seeds", config.get("seeds"), "")

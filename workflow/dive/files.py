@@ -26,9 +26,9 @@ class WeightsError(RuntimeError):
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` (file or folder) that replaces it when the block ends without an error.
 
-    A job that is killed half-way leaves no half-written output behind, and a reader never sees one. What SIGKILL lets
-    nobody remove, the next writer of the same path on the same machine removes: whether another machine's writer lives,
-    on a disk that they share, cannot be known.
+    A job that is killed half-way leaves no half-written output behind, and a reader never sees one. Leftovers of
+    a killed process are removed by the next writer of the same path on the same machine. On a shared disk it is not
+    possible to know whether a writer on another machine is still running.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

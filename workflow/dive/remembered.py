@@ -1,8 +1,8 @@
-"""What a model said of a text, remembered across methods, seeds and runs: one and the same model reads a text once.
+"""A cache of a model's outputs across methods, seeds and runs: each model reads each text once.
 
-An entry is found by what it depends on and nothing else, the content of the text and the identity of the model, so
-whoever finds one finds what it would have computed: the folder lies outside all declared outputs, may be removed at
-any time, and Snakemake need not know of it. Entries are lines ``<sha256 of the text><tab><JSON>`` in files named by
+The key of an entry is the content of the text and the identity of the model, so an entry equals what the model would
+compute. The folder therefore lies outside all declared outputs, may be removed at any time, and is unknown to
+Snakemake. Entries are lines ``<sha256 of the text><tab><JSON>`` in files named by
 their content and written whole, so jobs that run at the same time add to the folder without a lock.
 
 The values hold words of reports: treat the folder as the data.
@@ -41,7 +41,7 @@ def annotate_once(
     missing = [text for text in keys if text not in values]
     if not missing:
         return values
-    log.info("%d distinct texts, %d of them to read", len(keys), len(missing))
+    log.info("%d distinct texts; the model reads %d of them, the others are cached", len(keys), len(missing))
     fresh: dict[str, Any] = {}
     saved = time.monotonic()
     for text, value in annotate(missing):

@@ -53,7 +53,7 @@ def begin(folders: Iterable[str | Path], locks: bool = True) -> None:
     if left and dead and dead == others:
         for lock in left:
             lock.unlink(missing_ok=True)
-        print("An earlier run was killed: its lock is removed, and this run goes on where it stopped.", file=sys.stderr)
+        print("An earlier run was killed. Its lock is removed; this run continues where it stopped.", file=sys.stderr)
     elif left and not any(is_here(path) for path in others if path not in dead):
         # Of a run that lives here Snakemake says enough, and a dry run beside it needs no word.
         print(told_of_lock(others), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What config.yaml may say, as pydantic models: a class a mapping, a field a key; steering modules say their own.
+"""The schema of config.yaml as pydantic models: one class per mapping, one field per key. Steering modules add theirs.
 
 No job imports this module: jobs get plain slices of the resolved configuration (``dive.config``).
 """

@@ -141,7 +141,7 @@ def cache_vision(
     made_by = fingerprint([made, describe_model(backbone["path"], backbone.get("revision"))], [studies, pool])
     with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
         if len(writer):
-            log.info("going on: features of %d images are there", len(writer))
+            log.info("continuing: the features of %d images are already cached", len(writer))
         announced = False
         for batch in progress(batches, "vision batches"):
             images = {uid: decoder(uid) for uid in batch if uid not in writer}

@@ -174,12 +174,12 @@ def cache_states(
     n_positions = sum(prompt.n_labels for prompt in prompts)
     n_bytes = n_planes * n_positions * loaded.width * torch.finfo(loaded.dtype).bits // 8
     log.info(
-        "the teacher's states%s at %d positions of %d queries: %.1f MB will be written, %.2f MB a query",
+        "the teacher's states%s at %d positions of %d queries: %.1f MB will be written, %.2f MB per query",
         f" of {n_planes} layers" if every_layer else "", n_positions, len(uids), n_bytes / 1e6,
         n_bytes / 1e6 / max(len(uids), 1),
     )  # fmt: skip
     if n_cut := sum(not prompt.complete for prompt in prompts):
-        log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
+        log.info("%d reports exceed training.max_report_tokens; they are cut and get no end-of-turn label", n_cut)
     # Alike lengths share a batch, the longest first: too large a batch fails at once, not after hours.
     order = sorted(range(len(uids)), key=lambda row: -lengths[row])
     size = backbone["batch"]["teacher"]
@@ -188,10 +188,10 @@ def cache_states(
     with ShardWriter(out, made, partial=partial, made_by=made_by) as writer:
         writer.require(n_bytes, "datasets.*.pool.queries or training.max_report_tokens")
         if len(writer):
-            log.info("going on: %d of %d queries are there", len(writer), len(uids))
+            log.info("continuing: %d of %d queries are already cached", len(writer), len(uids))
         shared = loaded.share(prompts, features)
         if shared:
-            log.info("all queries share their demonstrations: %d tokens are run once", shared.length)
+            log.info("all queries share their demonstrations; their %d tokens are computed once", shared.length)
         for begin in progress(range(0, len(order), size), "teacher batches"):
             rows = order[begin : begin + size]
             if all(uids[row] in writer for row in rows):

@@ -1,4 +1,4 @@
-"""What a method without gradients, or one that starts from data, is fitted on: states of the training queries."""
+"""Training data for methods that are fitted in closed form or initialised from data: states of the training queries."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property

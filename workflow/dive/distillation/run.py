@@ -324,12 +324,12 @@ class Run:
         try:
             content = checked_body(checkpoint)
         except DamageError as error:
-            log.warning("starting from the beginning: %s", error)
+            log.warning("training starts from the beginning, because the checkpoint is damaged: %s", error)
             return None
         # Tensors and plain values only: loading runs no code.
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if saved["made_by"] != made_by:
-            log.info("%s is of other settings, data or code: starting from the beginning", checkpoint)
+            log.info("%s was made with other settings, data or code; training starts from the beginning", checkpoint)
             return None
         self.intervention.load_state_dict(saved["adapter"])
         self.optimiser.load_state_dict(saved["optimiser"])
@@ -337,5 +337,5 @@ class Run:
         if saved["random_cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(saved["random_cuda"])  # of the present GPU: a resumed job may have got another one
         done = Progress(**saved["progress"])
-        log.info("resuming after step %d of %d", done.step, self.total_steps)
+        log.info("training resumes after step %d of %d", done.step, self.total_steps)
         return done

@@ -39,7 +39,8 @@ class Prefixes:
     """Keys and values of the prompts without their last token, which no steering touches and no gradient needs.
 
     They are the same in every epoch, so they are kept in memory while they fit, and recomputed batch by batch
-    otherwise. Of kept ones a batch takes copies of its rows: the cache is appended to in place.
+    otherwise. A batch uses copies of its rows of the kept prefixes, because the forward pass appends
+    to the cache in place.
 
     Args:
         backbone: the frozen model; nothing may steer it while prefixes are computed.
@@ -69,7 +70,10 @@ class Prefixes:
             n_bytes = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
             expected = n_bytes / len(parts[0].mask) * len(prompts)
             if expected > limit_bytes:
-                log.info("prompt prefixes would take %.1f GB: they are recomputed in each step", expected / 1e9)
+                log.info(
+                    "prompt prefixes (%.1f GB) exceed training.prefix_cache_gb; each step recomputes them",
+                    expected / 1e9,
+                )
                 return
         for index, layer in enumerate(layers):
             # Layer by layer, so that no more than one of them is in memory twice.

@@ -159,7 +159,8 @@ def distill(
     queries = members["queries"]
     validation = members["validation"][: training["validation_studies"]]
     if len(validation) < training["validation_studies"]:
-        log.info("only %d validation studies, %d were asked for", len(validation), training["validation_studies"])
+        asked = training["validation_studies"]
+        log.info("there are only %d validation studies; training.validation_studies is %d", len(validation), asked)
     if not queries or not validation:
         raise ValueError(f"{pool}: {len(queries)} queries and {len(validation)} validation studies; both are needed")
     uids = [*queries, *validation]
@@ -170,7 +171,7 @@ def distill(
     weights = method.get("weights", {})
     prompts, marked = render_marked(loaded, studies, spans, uids, features.n_tokens, limit, weights, seed)
     if n_cut := sum(not prompt.complete for prompt in prompts):
-        log.info("%d reports are longer than max_report_tokens: cut, and no terminator is taught there", n_cut)
+        log.info("%d reports exceed training.max_report_tokens; they are cut and get no end-of-turn label", n_cut)
     at_once = backbone["batch"]["training"]
     relevance = relevance_of(weights, prompts[: len(queries)], loaded, features, at_once) + [None] * len(validation)
     supervision = SupervisionStore(marked, [prompt.complete for prompt in prompts], weights, relevance)

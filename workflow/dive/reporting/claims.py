@@ -7,12 +7,14 @@ CheXbert F1. With D_c = ours - comparator c, its interval over patients and seed
     competitive  holds: the interval of D_c lies above -margin   fails: it lies below -margin for some c
                  for every c
 
-otherwise *not resolved*; without numbers or comparators *not measured*. "For every c" and "in all settings" are
-intersections, so each part is judged at the level alpha (Berger, 1982). A claim over several settings holds where all
-hold, fails where one fails. The proxies have lines of their own, and so has every ablation that beats ours.
+otherwise it is *not resolved*; without numbers or comparators it is *not measured*. "For every c" and "in all settings"
+are intersections, so each part is judged at the level alpha (Berger, 1982). Over several settings a claim holds if it
+holds in all of them, and fails if it fails in one. The proxies have lines of their own, and so does every ablation that
+scores above our method.
 """
 
 import csv
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import Any
 
 from dive.files import atomic_path, read_json
 from dive.reporting.latex import escape_latex, float_table, printed, stacked
-from dive.reporting.tables import METRICS, NORMALISER, interval_note, seed_note, setting_notes
+from dive.reporting.tables import METRICS, NORMALISER, Metric, interval_note, seed_note, setting_notes
 from dive.scores.multiplicity import family
 
 HOLDS, UNRESOLVED, FAILS, UNMEASURED = "holds", "not resolved", "fails", "not measured"
@@ -58,8 +60,9 @@ COLUMNS = (
     *("line", "claim", "metric", "setting", "dataset", "backbone", "ours", "comparator", "comparators", "estimate"),
     *("low", "high", "p_holm", "margin", "settings_held", "settings", "verdict", "why"),
 )
-"""Columns of the CSV. ``line``: overall or setting, also with proxy_ before; ablation, ablation_setting. ``comparator``
-is the one with the smallest difference, ``estimate`` to ``p_holm`` are its; ``comparators`` is how many there are."""
+"""Columns of the CSV. ``line``: overall or setting, also with the prefix proxy_; ablation, ablation_setting.
+``comparator`` is the one with the smallest difference; ``estimate`` to ``p_holm`` belong to it. ``comparators`` is the
+number of comparators."""
 
 Row = dict[str, Any]
 Setting = Mapping[str, Any]
@@ -117,7 +120,7 @@ def judge_setting(claim: Claim, setting: Setting, layout: Mapping[str, Any]) -> 
 
 
 def judge_all(claim: Claim, rows: Sequence[Row]) -> Row:
-    """The verdict over all settings: holds where all hold, fails where one fails; nothing unmeasured is assumed."""
+    """The verdict over all settings: holds if all hold, fails if one fails; what was not measured is not assumed."""
     verdicts = [row["verdict"] for row in rows]
     if all(verdict == UNMEASURED for verdict in verdicts):
         verdict = UNMEASURED
@@ -140,9 +143,10 @@ def judge_all(claim: Claim, rows: Sequence[Row]) -> Row:
 
 
 def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[list[Row], int]:
-    """Ablations that are resolved above ours in a ranked metric, and how many others only have the higher estimate."""
+    """Ablations that score above ours in a ranked metric (resolved), and how many more only have a higher estimate."""
     ours = _ours(setting, layout)
     ablations = _named(setting, layout, "ablation")
+    titles = {name: entry["title"] for name, entry in layout["methods"].items()}
     ranked = {metric.name: metric for metric in METRICS if metric.ranked}
     found = family(setting, ours, ablations, ranked, layout["significance"]["alpha"]) if ours else {}
     rows, higher = [], 0
@@ -151,7 +155,7 @@ def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[
             rows.append(
                 {
                     "line": "ablation_setting",
-                    "claim": f"{layout['methods'][method]['title']} beats {layout['methods'][ours]['title']}",
+                    "claim": ablation_claim(titles[method], titles[ours], ranked[metric]),
                     "metric": metric,
                     "setting": f"{setting['dataset_title']}, {setting['backbone_title']}",
                     "dataset": setting["dataset"],
@@ -169,17 +173,31 @@ def find_better_ablations(setting: Setting, layout: Mapping[str, Any]) -> tuple[
     return rows, higher
 
 
+def ablation_claim(ablation: str, ours: str, metric: Metric) -> str:
+    """``On BLEU-4, the uniform-weights ablation scores above DIVE``; a longer title is quoted as it is."""
+    short = ablation.removeprefix(f"{ours} ")
+    named = f"the ablation {ablation}"
+    if re.fullmatch(r"[A-Za-z-]+( [A-Za-z-]+)?", short):
+        named = f"the {short.replace(' ', '-')} ablation"
+    return f"On {' '.join(metric.heading)}, {named} scores above {ours}"
+
+
 def gather_ablations(rows: Sequence[Row], settings: int) -> list[Row]:
-    """The settings in which an ablation beats ours, below a line for each ablation and metric."""
+    """The settings in which an ablation scores above ours, below one line for each ablation and metric."""
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         lines.setdefault((row["comparator"], row["metric"]), []).append(row)
     gathered = []
     for each in lines.values():
         shared = {key: each[0][key] for key in ("claim", "metric", "ours", "comparator", "verdict")}
-        held = {"setting": f"in {len(each)} of {settings}", "settings_held": len(each), "settings": settings}
+        held = {"setting": in_settings(len(each), settings), "settings_held": len(each), "settings": settings}
         gathered += [{**shared, **held, "line": "ablation"}, *each]
     return gathered
+
+
+def in_settings(held: int, settings: int) -> str:
+    """``in 3 of 4 settings``."""
+    return f"in {held} of {settings} setting{'s' * (settings != 1)}"
 
 
 def _ours(setting: Setting, layout: Mapping[str, Any]) -> str | None:
@@ -191,7 +209,7 @@ def _named(setting: Setting, layout: Mapping[str, Any], group: str) -> list[str]
 
 
 def merge_settings(comparisons: Sequence[tuple[str, str, str]], layout: Mapping[str, Any]) -> list[Setting]:
-    """One setting a dataset x backbone, with the methods of all experiments that have it."""
+    """One setting for each dataset x backbone, with the methods of all experiments that include it."""
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for dataset, backbone, path in comparisons:
         found = read_json(path)
@@ -217,7 +235,7 @@ def merge_settings(comparisons: Sequence[tuple[str, str, str]], layout: Mapping[
 
 
 def judge_claims(settings: Sequence[Setting], layout: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
-    """Every line of the claims table, and sentences about what has no line."""
+    """Every line of the claims table, and sentences about the claims that have no line."""
     rows: list[Row] = []
     for claim in CLAIMS:
         each = [judge_setting(claim, setting, layout) for setting in settings]
@@ -225,7 +243,7 @@ def judge_claims(settings: Sequence[Setting], layout: Mapping[str, Any]) -> tupl
     notes = []
     for row in rows:
         if n := row.get("unmeasured"):
-            where = "" if n == row["settings"] else f" in {n} of {row['settings']} settings"
+            where = "" if n == row["settings"] else f" {in_settings(n, row['settings'])}"
             notes.append(f"Not measured{where}: {row['claim']} ({row['why']}).")
     better, higher = [], 0
     for setting in settings:
@@ -235,28 +253,30 @@ def judge_claims(settings: Sequence[Setting], layout: Mapping[str, Any]) -> tupl
     rows += gather_ablations(better, len(settings))
     if higher:
         notes.append(
-            f"In {higher} further case{'s' * (higher > 1)} (ablation x metric x setting) an ablation's estimate is "
-            "above ours without being resolved."
+            f"In {higher} further case{'s' * (higher > 1)} (ablation x metric x setting) an ablation has a higher "
+            "estimate than our method, but the difference is not resolved."
         )
     return rows, notes
 
 
 def verdict_notes(layout: Mapping[str, Any]) -> list[str]:
-    """What the verdicts mean, and with whom ours is compared."""
+    """What the verdicts mean, and with which methods ours is compared."""
     said = layout["significance"]
     titles = (
         ", ".join(entry["title"] for entry in layout["methods"].values() if entry["group"] == "published") or "none"
     )
+    points = f"{said['margin']:g} point{'s' * (said['margin'] != 1)}"
     return [
-        f"Comparators: the published baselines that were run ({titles}); the one with the smallest difference is "
-        "shown. Controls, the backbone alone and the in-context teacher are none.",
-        "Best: holds where ours is resolved above every comparator, that is, by paired approximate randomization over "
-        f"patients with p < {said['alpha']:g} after Holm's correction within the setting and by an interval without 0; "
-        "fails where it is resolved below one.",
-        f"Competitive, with a margin of {said['margin']:g} (our choice): holds where the interval lies above "
-        f"-{said['margin']:g} for every comparator, fails where it lies below for one.",
-        "Over several settings a claim holds where it holds in each, and fails where it fails in one. Proxies are "
-        "rule-based, are not RadGraph or CheXbert, and are no claims of the paper.",
+        f"Our method is compared with the published baselines of this run ({titles}). The table shows the nearest "
+        "comparator, with the smallest difference (our score minus its score). Controls, the backbone alone and the "
+        "in-context teacher are not comparators.",
+        "A claim of the best score holds if our method is resolved above every comparator. It fails if our method is "
+        "resolved below one of them. A difference is resolved if paired approximate randomization over patients gives "
+        f"p < {said['alpha']:g} after Holm's correction within the setting and the interval excludes 0.",
+        f"A claim of a competitive score has a margin of {points} (our choice). It holds if the "
+        f"interval of every difference lies above -{said['margin']:g}, and fails if the interval of one lies below.",
+        "Over several settings a claim holds if it holds in all of them, and fails if it fails in one. Proxies are "
+        "computed by rules. They are not RadGraph F1 or CheXbert F1, and the paper makes no claim about them.",
     ]
 
 
@@ -271,7 +291,7 @@ def write_claims(
             resamples, margin}.
         out_tex: LaTeX table.
         out_csv: every line, see ``COLUMNS``.
-        out_md: the same for a terminal.
+        out_md: the same for a terminal, with one sentence for each ablation that scores above ours.
     """
     settings = merge_settings(comparisons, layout)
     rows, more = judge_claims(settings, layout)
@@ -308,21 +328,22 @@ def read_claims(path: str) -> list[Row]:
 
 
 def shown_rows(rows: Sequence[Row]) -> list[Row]:
-    """The lines that are printed: a claim that was measured nowhere has one line, its settings are in the CSV."""
+    """The lines that are printed: a claim that was measured nowhere has one line; the CSV has its settings."""
     unmeasured = {row["claim"] for row in rows if row["line"].endswith("overall") and row["verdict"] == UNMEASURED}
     return [row for row in rows if row["line"].endswith("overall") or row["claim"] not in unmeasured]
 
 
 def shown_cells(row: Row, layout: Mapping[str, Any]) -> dict[str, str]:
-    """What a line prints: claim or setting, comparator, difference, interval, p, verdict."""
+    """The printed cells of a line: claim or setting, comparator, difference, interval, p, verdict."""
     overall, ablation = row["line"].endswith("overall"), row["line"].startswith("ablation")
     metric = next(metric for metric in METRICS if metric.name == row["metric"])
     claim = row["setting"] if row["line"].endswith("setting") else row["claim"]
-    verdict = "beats ours" if ablation else row["verdict"]
+    verdict = f"above {layout['methods'][row['ours']]['title']}" if ablation else row["verdict"]
     if row["line"] == "ablation":
-        claim = f"{claim}: {' '.join(metric.heading)}"
-    if row["line"] == "ablation" or (overall and verdict != UNMEASURED):
-        verdict = f"{verdict} ({row['settings_held']} of {row['settings']})"
+        verdict = row["setting"]
+    elif overall and verdict != UNMEASURED:
+        held = in_settings(int(row["settings_held"]), int(row["settings"]))
+        verdict = f"holds {held}" if verdict == HOLDS else f"{verdict}: holds {held}"
     measured = row.get("estimate") is not None
     comparator = row.get("comparator") if not ablation else None
     return {
@@ -338,17 +359,19 @@ def shown_cells(row: Row, layout: Mapping[str, Any]) -> dict[str, str]:
 
 
 def markdown(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """The claims as a Markdown table whose columns stand under each other."""
+    """The claims as a Markdown table with aligned columns, then a sentence for each ablation that scores above ours."""
     heads = {
-        "claim": "claim, and in each setting",
+        "claim": "claim, then each setting",
         "comparator": "nearest",
-        "difference": "ours - it",
+        "difference": "difference",
         "interval": f"{100 * (1 - layout['significance']['alpha']):g} % interval",
         "p": "p",
         "verdict": "verdict",
     }
     lines = [heads]
     for row in shown_rows(rows):
+        if row["line"].startswith("ablation"):
+            continue
         cells = shown_cells(row, layout)
         lines.append({**cells, "claim": cells["claim"] if row["line"] in _BOLD else f"- {cells['claim']}"})
     widths = {key: max(len(line[key]) for line in lines) for key in heads}
@@ -365,29 +388,44 @@ def markdown(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str
 
     rule = "|" + "|".join("-" * (widths[key] + 1) + (":" if key in right else "-") for key in heads) + "|"
     table = [render(heads), rule, *(render(line) for line in lines[1:])]
+    better = ["", "Ablations that score above our method:", ""]
+    sentences = ablation_sentences(rows, layout)
+    better += [textwrap.fill(f"- {text}", width=120, subsequent_indent="  ") for text in sentences]
     wrapped = textwrap.fill(" ".join(notes), width=120)
-    return "\n".join(["# Claims of the abstract on this run", "", *table, "", wrapped, ""])
+    title = "# Claims of the abstract in this run"
+    return "\n".join([title, "", *table, *(better if len(better) > 3 else []), "", wrapped, ""])
+
+
+def ablation_sentences(rows: Sequence[Row], layout: Mapping[str, Any]) -> list[str]:
+    """One sentence for each ablation and metric: in how many settings it scores above ours, and by how much in each."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["line"] == "ablation":
+            found[row["claim"]] = [f"{row['claim']} {row['setting']}"]
+        elif row["line"] == "ablation_setting":
+            cells = shown_cells({**row, "estimate": -row["estimate"]}, layout)
+            found[row["claim"]].append(f"{row['setting']} ({cells['difference']})")
+    return [f"{claim}: {', '.join(settings)}." for claim, *settings in found.values()]
 
 
 _BOLD = ("overall", "proxy_overall", "ablation")
 
 
 def latex(rows: Sequence[Row], layout: Mapping[str, Any], notes: Sequence[str]) -> str:
-    """The claims as a LaTeX table."""
-    lines = [r"claim & nearest comparator & \multicolumn{2}{c}{ours $-$ it} & $p$ & verdict \\"]
+    """The claims as a LaTeX table, with the ablations that score above ours."""
+    lines = [r"claim & nearest comparator & \multicolumn{2}{c}{difference} & $p$ & verdict \\"]
     for row in shown_rows(rows):
         cells = {key: escape_latex(text) for key, text in shown_cells(row, layout).items()}
+        if row["line"] in _BOLD:  # its numbers are in the lines of the settings, so the claim may take their columns
+            claim, verdict = (rf"\textbf{{{cells[key]}}}" for key in ("claim", "verdict"))
+            lines += [r"\midrule", rf"\multicolumn{{5}}{{@{{}}l}}{{{claim}}} & {verdict} \\"]
+            continue
         metric = next(metric for metric in METRICS if metric.name == row["metric"])
         number = "&"
         if row.get("estimate") is not None:
             ends = stacked(row["low"], row["high"], metric.decimals, signed=True)
             number = f"${printed(row['estimate'], metric.decimals, signed=True)}$&{ends}"
-        if row["line"] in _BOLD:
-            lines.append(r"\midrule")
-        head = rf"\textbf{{{cells['claim']}}}" if row["line"] in _BOLD else cells["claim"]
-        head = rf"\quad {head}" if row["line"].endswith("setting") else head
-        verdict = rf"\textbf{{{cells['verdict']}}}" if row["line"] in _BOLD else cells["verdict"]
         p = rf"\scriptsize {cells['p']}" if cells["p"] else ""
-        lines.append(f"{head} & {cells['comparator']} & {number} & {p} & {verdict} " + r"\\")
-    caption = "Claims of the abstract on this run, computed from the comparisons with the published baselines."
+        lines.append(rf"\quad {cells['claim']} & {cells['comparator']} & {number} & {p} & {cells['verdict']} \\")
+    caption = "Claims of the abstract in this run. Difference: our method minus the nearest comparator."
     return float_table(f"{layout.get('label', 'main')}-claims", caption, r"@{}llr@{}lrl@{}", lines, notes)

@@ -1,6 +1,6 @@
-"""The tables beside the main one: termination, significance, the 2x2, and single mechanisms, in LaTeX with their CSV.
+"""The other tables: termination, significance, the 2x2, and single mechanisms, each in LaTeX and as CSV.
 
-All are made from what :func:`dive.scores.significance.compare_methods` wrote; no number is computed twice.
+All read the output of :func:`dive.scores.significance.compare_methods`, so that no number is computed twice.
 """
 
 import csv
@@ -22,6 +22,7 @@ from dive.reporting.tables import (
     interval_note,
     seed_note,
     setting_notes,
+    unmeasured_note,
 )
 from dive.scores.multiplicity import family
 
@@ -34,7 +35,7 @@ TERMINATION = (
     Metric("repeated_4gram_rate", ("repeated", "4-grams"), "repeated", 2, ranked=False),
     Metric("unique_report_rate", ("unique", "reports"), "unique", 2, ranked=False),
 )
-"""Columns of the termination table; all are rates or ratios, and none is ranked."""
+"""Columns of the termination table. All are rates or ratios, and none is ranked."""
 
 RANKED = tuple(metric for metric in METRICS if metric.ranked)
 
@@ -135,8 +136,8 @@ def _measured(blocks: Sequence[Block], metrics: Sequence[Metric]) -> list[Metric
 
 def _absent_note(blocks: Sequence[Block], metrics: Sequence[Metric]) -> list[str]:
     absent = [metric for metric in metrics if metric not in _measured(blocks, metrics)]
-    said = " and ".join(metric.text for metric in absent)
-    return [f"{said} F1: not measured, their model weights were not given; lexicon columns are proxies."] * bool(absent)
+    titles = [" ".join(metric.heading) for metric in absent]
+    return [f"{unmeasured_note(titles)} The lexicon columns do not replace them."] if titles else []
 
 
 def _cell(found: Cell, metric: Metric, signed: bool = False, strong: bool = False) -> str:
@@ -162,7 +163,7 @@ Made = tuple[str, str, list[str], list[str], list[Row]]
 
 
 def tabulate_termination(blocks: Sequence[Block], layout: Mapping[str, Any], methods: Any, adapters: Any) -> Made:
-    """Whether reports end, are as long as their reference, and repeat themselves or each other; every method."""
+    """For every method: do its reports end, have the length of the reference, repeat themselves or each other?"""
     metrics = _measured(blocks, TERMINATION)
     lines, rows = [_line("", "", *_heads(metrics))], []
     for block in blocks:
@@ -185,11 +186,12 @@ def tabulate_termination(blocks: Sequence[Block], layout: Mapping[str, Any], met
                 row |= {f"{metric.name}_{end}": value.get(end) for end in ("low", "high")}
             rows.append(row)
     notes = [
-        "Stop rate: reports that the model ends, by any of its end tokens and not by the limit on new tokens. Length "
-        "ratio: generated to reference words over the corpus. Over- and under-long: above 1.5 and below 1/1.5 times "
-        "the reference's words. Premature stop: the model ends it and it is under-long. Repeated 4-grams: mean of "
-        "1 - distinct / all. Unique reports: distinct texts / reports; it has no interval, since a resample repeats "
-        "reports."
+        "Stop rate is the share of reports that end with an end token and not at the limit on new tokens. Length ratio "
+        "is the number of generated words divided by the number of reference words, over the corpus. A report is "
+        "over-long if it has more than 1.5 times the words of its reference, and under-long if it has less than 1/1.5 "
+        "times as many. A premature stop is an under-long report that ends with an end token. Repeated 4-grams is the "
+        "mean of 1 - distinct / all. Unique reports is distinct texts / reports; it has no interval, because a "
+        "resample repeats reports."
     ]
     columns = rf"@{{}}ll*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"
     return "Termination, length and repetition.", columns, lines, notes, rows
@@ -229,9 +231,9 @@ def tabulate_significance(blocks: Sequence[Block], layout: Mapping[str, Any], me
                 title = f"{layout['methods'][ours]['title']} - {layout['methods'][other]['title']}"
                 lines.append(_line(escape_latex(title), *cells))
     notes = [
-        "p: two-sided paired approximate randomization over patients "
-        f"({layout['significance']['resamples']:,} trials), corrected by Holm within a block. Bold: resolved, that is, "
-        f"corrected p < {alpha:g} and an interval without 0. {NORMALISER}",
+        "p is from two-sided paired approximate randomization over patients "
+        f"({layout['significance']['resamples']:,} trials), with Holm's correction within a block. Bold marks a "
+        f"resolved difference: the corrected p is below {alpha:g} and the interval excludes 0. {NORMALISER}",
         *_absent_note(blocks, RANKED),
     ]
     columns = rf"@{{}}l*{{{len(metrics)}}}{{r@{{}}lr}}@{{}}"
@@ -272,8 +274,9 @@ def tabulate_factorial(
                     head = rf"\textit{{{title}}}" if effect == "interaction" else escape_latex(title)
                     lines.append(_line(head, *shown))
     notes = [
-        "Interaction: (dynamic - static) with decisive weights less (dynamic - static) with uniform weights. Bold: the "
-        f"interval of an effect excludes 0; effects are not corrected for their number. {NORMALISER}",
+        "The interaction is (dynamic - static) with decisive weights minus (dynamic - static) with uniform weights. "
+        "Bold marks an effect whose interval excludes 0. Effects are not corrected for multiple comparisons. "
+        f"{NORMALISER}",
         *_absent_note(blocks, RANKED),
     ]
     columns = rf"@{{}}l*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"
@@ -300,7 +303,7 @@ def read_shares(folders: Sequence[str]) -> dict[str, float]:
 
 
 def describe_changes(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """What a method changes of ours: ``rank 16 → 0``."""
+    """The settings in which a method differs from ours: ``rank 16 → 0``."""
 
     def shown(value: Any) -> str:
         return "none" if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
@@ -316,7 +319,7 @@ def tabulate_mechanisms(
     methods: Mapping[str, Any],
     adapters: Mapping[tuple[str, str, str, int], str],
 ) -> Made:
-    """Ours and each ablation: what it changes, where its loss lies, and the difference to ours in every metric."""
+    """Ours and each ablation: what it changes, what its loss weighs, and its difference to ours in every metric."""
     metrics, alpha = _measured(blocks, METRICS), layout["significance"]["alpha"]
     ablations = _names(layout, "ablation")
     heads = [r"\shortstack{\strut other\strut}", r"\shortstack{\strut path.\strut}", r"\shortstack{\strut TERM\strut}"]
@@ -378,11 +381,11 @@ def tabulate_mechanisms(
     said = [f"{layout['methods'][name]['title']}: {told}." for name, told in changed.items()]
     notes = [
         *said,
-        "Rows below ours are differences, ablation - ours; bold: resolved, that is, p < "
-        f"{alpha:g} by paired approximate randomization after Holm's correction over the block's ablations and ranked "
-        "metrics, and an interval without 0 (stop rate and length ratio are not tested). Weight of the loss: shares of "
-        "other, pathology and end-of-turn tokens in the weighted cross-entropy, mean over steps and seeds; without "
-        f"weights they are the shares of the tokens. {NORMALISER}",
+        "Rows below ours show the difference ablation - ours. Bold marks a resolved difference: paired approximate "
+        f"randomization gives p < {alpha:g} after Holm's correction over the block's ablations and ranked metrics, and "
+        "the interval excludes 0. Stop rate and length ratio are not tested. Weight of the loss is the share of other, "
+        "pathology and end-of-turn (TERM) tokens in the weighted cross-entropy, averaged over steps and seeds. Without "
+        f"weights it is their share of the tokens. {NORMALISER}",
         *_absent_note(blocks, RANKED),
     ]
     columns = rf"@{{}}lrrr*{{{len(metrics)}}}{{r@{{}}l}}@{{}}"

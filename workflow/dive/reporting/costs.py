@@ -39,7 +39,7 @@ def read_jobs(folder: str) -> list[Job]:
                 (row,) = csv.DictReader(handle, delimiter="\t")
             jobs.append(Job(rule, float(row["s"]), float(row["cpu_time"]), float(row["max_rss"])))
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not what a job says of its cost: remove it") from error
+            raise ValueError(f"{path} is not a cost file of a job; remove it") from error
     return jobs
 
 
@@ -81,7 +81,7 @@ def summarise_costs(benchmarks: str, out_csv: str, out_md: str) -> None:
     """
     jobs = read_jobs(benchmarks)
     if not jobs:
-        raise ValueError(f"no job has left its cost below {benchmarks}: run the workflow first")
+        raise ValueError(f"there are no cost files of jobs in {benchmarks}; run the workflow first")
     rows = cost_rows(jobs)
     with atomic_path(out_csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
@@ -92,7 +92,7 @@ def summarise_costs(benchmarks: str, out_csv: str, out_md: str) -> None:
     lines = [
         "# Measured wall time of every rule",
         "",
-        f"{len(jobs)} jobs, {total:.0f} s of job time in all (jobs run side by side, so the run was shorter); "
+        f"{len(jobs)} jobs, {total:.0f} s of job time in all (jobs run in parallel, so the run was shorter); "
         f"the largest job took {peak:.0f} MB.",
         "",
         "| rule | jobs | total s | share | median s | max s | CPU s | max MB |",

@@ -1,4 +1,4 @@
-"""Figures of the main results and of training; equal inputs give equal bytes."""
+"""Figures of the main results and of training, and a small overview; equal inputs give equal bytes."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dive.files import atomic_path, check_files, read_json
-from dive.reporting.tables import GROUPS, METRICS, Metric, Scores
+from dive.reporting.tables import GROUPS, METRICS, Metric, Scores, blocks, read_csv
 
 STYLE = {
     "font.family": "sans-serif",
@@ -84,6 +84,42 @@ def save_figure(figure: Figure, paths: Sequence[str]) -> None:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata, dpi=150)
     plt.close(figure)
+
+
+def plot_overview(table: str, out: str, metric: Metric = METRICS[0]) -> None:
+    """Plot one metric of a main table: a panel per dataset and backbone, a line per method with its interval.
+
+    Args:
+        table: CSV of :func:`dive.reporting.tables.write_tables`.
+        out: the figure; the suffix (.pdf, .svg, .png) says the format.
+        metric: the metric; BLEU-4 by default.
+    """
+    settings = list(blocks(read_csv(table)).values())
+    names = list(dict.fromkeys(row["title"] for block in settings for row in block))
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}):
+        figure, axes = plt.subplots(
+            1,
+            len(settings),
+            figsize=(1.3 + 1.95 * len(settings), 0.19 * len(names) + 0.8),
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            layout="constrained",
+        )
+        for axis, block in zip(axes[0], settings, strict=True):
+            for row in block:
+                value, low, place = row[metric.name], row[f"{metric.name}_low"], names.index(row["title"])
+                style = {"color": COLOURS[row["group"]], "markersize": 5}
+                if value is not None:
+                    axis.plot(value, place, marker=MARKERS[row["group"]], **style)
+                if low is not None:
+                    axis.plot([low, row[f"{metric.name}_high"]], [place, place], color=style["color"], linewidth=1.2)
+            axis.set_title(f"{block[0]['dataset_title']}\n{block[0]['backbone_title']}", fontsize=7)
+            axis.set_xlabel(" ".join(metric.heading))
+            axis.grid(axis="x", linewidth=0.4, color="#dddddd")
+        axes[0][0].set_yticks(range(len(names)), names)
+        axes[0][0].set_ylim(len(names) - 0.5, -0.5)
+        save_figure(figure, [out])
 
 
 def draw_results(scores: Scores, layout: Mapping[str, Any]) -> Figure:

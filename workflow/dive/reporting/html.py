@@ -1,6 +1,6 @@
-"""The first page about a run: one HTML file with tables, figures, acceptance, data flow and costs inside it.
+"""The page about a run: one HTML file that contains its tables, figures, acceptance, data flow and costs.
 
-Nothing is loaded from elsewhere, and no text of a patient is in it: numbers, names and notes only.
+It loads nothing from elsewhere and contains no text of a patient, only numbers, names and notes.
 """
 
 import base64
@@ -14,7 +14,7 @@ from dive.files import atomic_path, read_json
 from dive.packaged import packaged
 from dive.reporting.claims import HOLDS, UNMEASURED, read_claims, shown_cells, shown_rows, verdict_notes
 from dive.reporting.flow import flow_diagram
-from dive.reporting.tables import GROUPS, METRICS, Metric, Row, blocks, marks, read_csv, table_notes
+from dive.reporting.tables import GROUPS, Metric, Row, blocks, marks, measured, read_csv, table_notes
 
 
 def write_report(
@@ -86,14 +86,15 @@ def write_report(
 def experiment_section(name: str, table: str, layout: Mapping[str, Any], figures: Sequence[str]) -> dict[str, Any]:
     """Cells, notes and figures of one experiment, ready for the template."""
     rows = read_csv(table)
+    columns = measured(rows)
     return {
         "name": name,
-        "columns": [metric.heading for metric in METRICS],
+        "columns": [metric.heading for metric in columns],
         "blocks": [
             {
                 "title": f"{block[0]['dataset_title']}, {block[0]['backbone_title']}",
                 "n": block[0]["n"],
-                "rows": list(_table_rows(block)),
+                "rows": list(_table_rows(block, columns)),
             }
             for block in blocks(rows).values()
         ],
@@ -104,11 +105,11 @@ def experiment_section(name: str, table: str, layout: Mapping[str, Any], figures
     }
 
 
-def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def _table_rows(block: Sequence[Row], columns: Sequence[Metric]) -> Iterator[dict[str, Any]]:
     marked, group = marks(block), None
     for row in block:
         cells = []
-        for metric in METRICS:
+        for metric in columns:
             value, spread = row[metric.name], row[f"{metric.name}_sd"]
             cells.append(
                 {
@@ -130,13 +131,13 @@ def _table_rows(block: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def describe_interval(row: Row, metric: Metric) -> str:
-    """The interval of a cell, shown when a reader points at it; empty where there is none."""
+    """The interval of a cell, shown when a reader points at the cell; empty if there is none."""
     low, high = row[f"{metric.name}_low"], row[f"{metric.name}_high"]
     return "" if low is None else f"interval {low:.{metric.decimals}f} to {high:.{metric.decimals}f}"
 
 
 def claims_section(path: str, layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims with their verdicts in every setting, the ablations that beat ours, and what the verdicts mean."""
+    """The claims with their verdicts in every setting, the ablations that score above ours, and notes."""
     rows = read_claims(path)
     verdicts = [row["verdict"] for row in rows if row["line"] == "overall"]
     return {

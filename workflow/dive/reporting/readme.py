@@ -1,6 +1,7 @@
-"""Put what a run gave into README.md and docs/, between markers, so that no number or graph in them is typed by hand.
+"""Fill the results of a run into README.md and docs/, between markers, so that no number or graph is typed by hand.
 
-Run by ``make readme``, which pipes ``snakemake --rulegraph mermaid-js`` into it.
+Run by ``make readme``, which pipes ``snakemake --rulegraph mermaid-js`` into it. It also draws the
+picture of the README, ``docs/results.svg``.
 """
 
 import re
@@ -9,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dive.files import atomic_path, read_json
+from dive.reporting.claims import UNMEASURED
 from dive.reporting.tables import format_table
+
+FIGURE = "docs/results.svg"
+"""The picture of the results, as seen from the README."""
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """Replace what stands between every ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``, if there is one.
+    """Replace the text between every ``<!-- name -->`` and ``<!-- /name -->`` by ``blocks[name]``, if that exists.
 
     Raises:
         ValueError: a marker has no partner.
@@ -30,9 +35,9 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 
 def rule_graph(mermaid: str) -> str:
-    """Snakemake's mermaid graph as a Markdown block, without title and colours, its edges in an order that stays.
+    """Snakemake's mermaid graph as a Markdown block, without title and colours, with its edges in a fixed order.
 
-    Every job is a target, so every rule has an edge to ``all``: shown is only that of a rule that no other one follows.
+    Every job is a target, so every rule has an edge to ``all``. The graph keeps it only for rules that no rule follows.
     """
     lines = [line.strip() for line in mermaid.splitlines() if line.startswith("\t")]
     nodes = [line for line in lines if line.startswith("id") and "-->" not in line]
@@ -48,7 +53,7 @@ def acceptance(path: Path) -> str:
     judged = read_json(path)
     missed = [
         f"- not met: {row['criterion']} with {row['dataset']} and {row['backbone']}: {row['value']:.2f}, "
-        f"wanted {row['threshold']}"
+        f"required {row['threshold']}"
         for row in judged["rows"]
         if not row["met"]
     ]
@@ -56,21 +61,32 @@ def acceptance(path: Path) -> str:
 
 
 def claims(path: Path) -> str:
-    """The verdicts on the claims, without the sentences below them."""
+    """The verdicts on the claims and on the ablations, without the notes below them."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(["", *(line for line in lines if line.startswith("|")), ""])
+    table = [line for line in lines if line.startswith("|")]
+    return "\n".join(["", *table, "", *better(lines), ""])
+
+
+def better(lines: Sequence[str]) -> list[str]:
+    """The lines of the list of ablations that score above ours; long items go on in indented lines."""
+    return [line for line in lines if line.startswith(("- On ", "  "))]
 
 
 def verdicts(path: Path) -> str:
-    """The claims without their settings: a line each."""
-    rows = [[cell.strip() for cell in line.split("|")] for line in path.read_text(encoding="utf-8").splitlines()]
-    return "\n".join(
-        ["", *(f"- {row[1]}: {row[-2]}" for row in rows[4:] if len(row) > 2 and not row[1].startswith("- ")), ""]
-    )
+    """The claims without their settings, one line each; then the ablations that score above ours, likewise.
+
+    If no claim was measured, as in a grid without published methods, only the ablations remain.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    judged = [f"- {row[1]}: {row[-2]}" for row in rows[4:] if len(row) > 2 and not row[1].startswith("- ")]
+    judged = [] if all(line.endswith(f": {UNMEASURED}") for line in judged) else judged
+    above = [item.partition(": ")[0] for item in re.sub(r"\n  +", " ", "\n".join(better(lines))).splitlines()]
+    return "\n".join(["", *judged, *above, ""])
 
 
 def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
-    """What a folder of results gives: the blocks of the main experiment, or ``<experiment>`` and its verdicts."""
+    """The blocks that a folder of results gives: all of the main experiment, or ``<experiment>`` and its verdicts."""
     table = str(folder / "tables" / f"{experiment}.csv")
     judged = folder / f"tables/{experiment}-claims.md"
     whole = f"```\n{format_table(table).strip()}\n```"
@@ -79,7 +95,7 @@ def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
     return {
         "rules": rule_graph(mermaid),
         "table": whole,
-        "setting": f"```\n{format_table(table, settings=1).strip()}\n```",
+        "figure": f"![BLEU-4 of every method in every setting, with its interval]({FIGURE})",
         "verdicts": verdicts(judged),
         "claims": claims(judged),
         "acceptance": acceptance(folder / "world/acceptance.json"),
@@ -88,9 +104,13 @@ def blocks_of(folder: Path, experiment: str, mermaid: str) -> dict[str, str]:
 
 
 def main(results: str, experiments: str, documents: Sequence[str], mermaid: str) -> None:
-    """Fill the blocks of the documents that a run of some experiments (``main,baselines``) gives; the others stay."""
+    """Fill the blocks that a run of some experiments (``main,baselines``) gives; other blocks stay as they are."""
     names = [name for name in experiments.split(",") if name]
     blocks = {key: text for name in names for key, text in blocks_of(Path(results), name, mermaid).items()}
+    if "figure" in blocks:
+        from dive.reporting.figures import plot_overview  # matplotlib takes seconds to import
+
+        plot_overview(f"{results}/tables/main.csv", FIGURE)
     for document in documents:
         text = fill(Path(document).read_text(encoding="utf-8"), blocks)
         with atomic_path(document) as temporary:

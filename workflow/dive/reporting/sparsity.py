@@ -117,15 +117,15 @@ def notes_of(layout: Mapping[str, Any]) -> list[str]:
     """Sentences under the table: what was measured, and how to read it."""
     weights = layout["weights"]
     return [
-        f"Validation reports under teacher forcing: loss of the zero-shot backbone and KL from the {layout['shots']}"
-        "-shot teacher to it, summed over tokens; shares in %.",
-        "Density: share of the loss (KL) over share of the tokens, 1 for tokens at random, with a 95 % interval over "
-        "patients. Most: the largest share that as many tokens can have.",
+        "On validation reports under teacher forcing, we sum over tokens the loss of the zero-shot backbone and the KL "
+        f"divergence from the {layout['shots']}-shot teacher to it. Shares are in %.",
+        "Density is the share of the loss (or KL) divided by the share of the tokens. It is 1 for random tokens; the "
+        "interval is a 95 % interval over patients. Most is the largest share that this number of tokens can have.",
         f"After weighting: with the weights of {layout['method']} (pathology {weights['pathology']:g}, end of turn "
-        f"{weights['eos']:g}) on the row's tokens; rows of statistics weight every token by it and are about the "
-        f"tokens of {NAMES[layout['annotator']]}. The objective leaves its KL unweighted: the share of KL is what "
-        "weights would do.",
-        "F1: token-level agreement of two annotators.",
+        f"{weights['eos']:g}) on the row's tokens; weights from statistics apply to every token, and their rows "
+        f"describe the tokens of {NAMES[layout['annotator']]}. The objective does not weight its KL; the share of KL "
+        "shows the effect that weights would have.",
+        "F1 is the token-level agreement of two annotators.",
     ]
 
 

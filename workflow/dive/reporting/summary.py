@@ -7,14 +7,14 @@ from dive.reporting.changes import describe_changes
 from dive.reporting.tables import format_table
 
 PLACES = {
-    "tables/{experiment}-claims.csv": "the abstract's claims with estimate, interval and verdict; .tex for a paper",
+    "tables/{experiment}-claims.csv": "the abstract's claims with estimate, interval and verdict; also as .tex",
     "tables/{experiment}.tex": "the table in LaTeX (booktabs); the numbers are in the .csv beside it",
-    "tables/{experiment}-significance.tex": "ours against each published method; 2x2, mechanisms, termination beside",
+    "tables/{experiment}-significance.tex": "our method compared with each published method; beside it other tables",
     "figures/{experiment}.pdf": "the figure of the results; {experiment}-training.pdf shows the training",
-    "report/{experiment}/index.html": "the page about what was run",
-    "report/index.html": "the list of the pages of all grids, those of earlier runs included",
+    "report/{experiment}/index.html": "the page about the run",
+    "report/index.html": "the list of the pages of all grids, also of earlier runs",
     "world/acceptance.md": "the acceptance of the synthetic world, on validation",
-    "world/lexicon.md": "how far the lexicon scores agree with the synthetic truth",
+    "world/lexicon.md": "the agreement of the lexicon scores with the synthetic truth",
     "costs/rules.md": "the measured wall time of every rule",
     "scores": "scores of every method, seed and study",
     "generations": "the reports that every method wrote",
@@ -40,8 +40,8 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
             parts.append(format_table(str(table)))
             if changes := describe_changes(results, name):
                 parts += [
-                    "What each change of our method did: the difference to ours [its interval], and p after Holm's "
-                    "correction. * marks a difference on which interval and p agree.\n",
+                    "The effect of each change of our method: difference to our method [interval], and p after Holm's "
+                    "correction. * marks a resolved difference: p and the interval agree.\n",
                     changes,
                 ]
         if (claims := folder / f"tables/{name}-claims.md").is_file():
@@ -54,7 +54,7 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
     lines = [f"  {folder / place}: {what}" for place, what in places.items() if (folder / place).exists()]
     if stale := left_over(folder / "tables", experiments):
         lines.append(
-            f"Tables of grids that are not run now, which `make pdf` takes too until they are removed: {stale}"
+            f"Tables of other grids from earlier runs, which `make pdf` also includes until they are removed: {stale}"
         )
     return "\n".join(["", *parts, "Where everything is:", *lines, ""])
 

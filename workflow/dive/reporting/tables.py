@@ -1,6 +1,6 @@
-"""The paper's main table: LaTeX with its CSV beside it, and the same table as text for a terminal.
+"""The paper's main table: in LaTeX, as CSV, and as text for a terminal.
 
-Run as a module it prints the table: ``python -m dive.reporting.tables results/tables/main.csv``.
+As a module it prints the table: ``python -m dive.reporting.tables results/tables/main.csv``.
 """
 
 import csv
@@ -25,7 +25,7 @@ GROUPS = {
 """Groups of rows in the order of the table, with their headings."""
 
 RANKED = ("published", "ours")
-"""Best and second best are marked among these: a control, the teacher or an ablation is no competitor."""
+"""Best and second best are marked among these groups. Controls, the teacher and ablations do not compete."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,24 @@ CONVENTIONS = {
     "own_split": "own split by patient",
     "official_valid": "official validation set as test",
 }
-"""What the notes call ``selection.convention``; scores under different conventions are not comparable."""
+"""Text of each ``selection.convention`` in the notes. Scores under different conventions are not comparable."""
 
 IDENTITY = (
     *("dataset", "dataset_title", "backbone", "backbone_title", "method", "title", "group", "n", "seeds"),
     "patients",
 )
-"""Leading columns of the CSV; ``seeds`` is their number behind mean and sd, ``patients`` that behind the intervals."""
+"""Leading columns of the CSV. ``seeds`` is the number of seeds behind mean and sd, ``patients`` the number of patients
+behind the intervals."""
 
 PARTS = ("", "_sd", "_low", "_high", "_resolved")
-"""Columns of a metric: mean, standard deviation over seeds, interval over patients and seeds, and in rows of published
-methods whether ours is resolved from them (1 above, -1 below, 0 neither)."""
+"""Columns of a metric: mean, standard deviation over seeds, interval over patients and seeds, and, in rows of published
+methods, whether ours is resolved from them (1 above, -1 below, 0 neither)."""
 
 ARCHIVES = {"radgraph_f1": "RadGraph F1", "chexbert_f1": "CheXbert F1"}
-"""Metrics whose convention names the archive of a model; the notes repeat it."""
+"""Metrics that need the weights of a model. Their convention names the model's archive, and the notes repeat it."""
 
 WIDTH = 120
-"""Columns of a terminal that :func:`format_table` may use."""
+"""Width of the terminal for :func:`format_table`, in characters."""
 
 Row = dict[str, Any]
 Scores = Mapping[tuple[str, str, str], str]
@@ -196,6 +197,11 @@ def blocks(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return grouped
 
 
+def measured(rows: Sequence[Row]) -> list[Metric]:
+    """The metrics that at least one row has; the others get no column."""
+    return [metric for metric in METRICS if any(row[metric.name] is not None for row in rows)]
+
+
 def marks(block: Iterable[Row]) -> dict[tuple[str, str], str]:
     """Say which (method, metric) of one block is ``best`` or ``second`` among RANKED methods.
 
@@ -255,7 +261,7 @@ def setting_notes(rows: Sequence[Row], layout: Mapping[str, Any]) -> list[str]:
     """
     sizes = {row["dataset_title"]: (row["n"], row.get("patients")) for row in rows}
     each = [f"{title}: n = {n} test studies{f' of {p} patients' if p else ''}" for title, (n, p) in sizes.items()]
-    notes = [f"K = {layout['shots']} demonstrations (image and report). {'; '.join(each)}."]
+    notes = [f"The teacher sees K = {layout['shots']} demonstrations (image and report). {'; '.join(each)}."]
     for name, title in ARCHIVES.items():
         said = dict.fromkeys(row[f"{name}_archive"] for row in rows if row.get(f"{name}_archive"))
         notes += [f"{title}: {text.rstrip('.')}." for text in said]
@@ -268,7 +274,10 @@ def setting_notes(rows: Sequence[Row], layout: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-NORMALISER = "BLEU-4: corpus BLEU, lower-cased text with separated punctuation; ROUGE-L: F of rouge-score, stemmed."
+NORMALISER = (
+    "BLEU-4 is corpus BLEU on lower-case text with separated punctuation. ROUGE-L is the F-score of rouge-score with "
+    "stemming."
+)
 
 
 def seed_note(rows: Sequence[Row], layout: Mapping[str, Any]) -> str:
@@ -277,88 +286,94 @@ def seed_note(rows: Sequence[Row], layout: Mapping[str, Any]) -> str:
     if most <= 1:
         return "One seed."
     named = f" ({', '.join(map(str, layout['seeds']))})" if layout.get("seeds") else ""
-    return f"Mean over {most} seeds{named}; a row that draws nothing at random here has a single run."
+    return f"Scores are means over {most} seeds{named}. A method without randomness has a single run."
 
 
-def interval_note(layout: Mapping[str, Any], where: str = "Beside a score or a difference stands its") -> str:
-    """What an interval is; ``where`` says which one and where to see it."""
+def interval_note(layout: Mapping[str, Any], where: str = "Each score or difference is followed by its") -> str:
+    """What an interval is; ``where`` begins the sentence and says where to see the interval."""
     said, seeds = layout["significance"], len(layout.get("seeds", ()))
-    few = f" ({seeds} seeds show {seeds - 1}/{seeds} of the variance between seeds)" if seeds > 1 else ""
+    few = f" With {seeds} seeds it shows {seeds - 1}/{seeds} of the variance between seeds." if seeds > 1 else ""
     return (
-        f"{where} {100 * (1 - said['alpha']):g} % interval: paired bootstrap over patients and seeds, "
-        f"{said['resamples']:,} resamples{few}."
+        f"{where} {100 * (1 - said['alpha']):g} % interval: a paired bootstrap over patients and seeds with "
+        f"{said['resamples']:,} resamples.{few}"
     )
 
 
 def table_notes(rows: list[Row], layout: Mapping[str, Any], page: bool = False) -> list[str]:
-    """Sentences under the table: what was measured on what, what the marks mean, then the layout's own.
+    """Sentences below the table: the data, what the marks mean, what was not measured, then the layout's own notes.
 
     Args:
         rows: of the table.
         layout: see :func:`write_tables`.
-        page: whether the table is that of the page, which has the standard deviation beside a number and the interval
-            behind it; the LaTeX table has the interval beside a score.
+        page: whether the notes are for the HTML page. The page shows the standard deviation after a number and the
+            interval on hovering; the LaTeX table shows the interval after a score.
     """
     settings, *others = setting_notes(rows, layout)
     judged = any(row[f"{metric.name}_low"] is not None for row in rows for metric in METRICS)
     several = max(row["seeds"] for row in rows) > 1
     notes = [settings, seed_note(rows, layout)]
     if page and several:
-        notes.append("Beside a number, after ±, stands its standard deviation over seeds.")
+        notes.append("The number after ± is the standard deviation over seeds.")
     if judged:
-        beside = "Beside a score (stop rate and length ratio aside) stands its"
+        beside = "Each score, except stop rate and length ratio, is followed by its"
         notes.append(interval_note(layout, "Point at a number to see its" if page else beside))
         if any(row[f"{metric.name}_resolved"] is not None for row in rows for metric in METRICS):
             notes.append(
-                "†: a published method from which ours is resolved: paired approximate randomization over patients "
-                f"has p < {layout['significance']['alpha']:g} after Holm's correction within the block, and the "
-                "interval of the difference, over patients and seeds, agrees."
+                "† marks a published method whose difference from ours is resolved: paired approximate randomization "
+                f"over patients gives p < {layout['significance']['alpha']:g} after Holm's correction within the "
+                "block, and the interval of the difference excludes 0."
             )
     elif several and not page:
-        notes.append("Subscript: standard deviation over seeds.")
+        notes.append("The subscript is the standard deviation over seeds.")
     notes += [
-        "Bold: best, underlined: second best, among published methods and ours; controls, references (with the "
-        "in-context teacher) and ablations are not ranked, nor are stop rate and length ratio.",
-        f"{NORMALISER} Stop rate: reports that the model ends, not the limit. Length ratio: "
-        "generated to reference words.",
+        "Bold marks the best score and underlining the second best, among published methods and ours. Controls, "
+        "references (the in-context teacher is one) and ablations are not ranked; nor are stop rate and length ratio.",
+        f"{NORMALISER} Stop rate is the share of reports that end with an end token and not at the limit on new "
+        "tokens. Length ratio is the number of generated words divided by the number of reference words.",
     ]
     if any(row["group"] == "transfer" for row in rows):
-        notes.append(
-            "Transfer: the adapter was trained and chosen on the other dataset alone, and writes reports for this one."
-        )
+        notes.append("In a transfer row the adapter was trained and selected on the other dataset only.")
     if absent := absent_models(rows):
-        notes.append(
-            f"{' and '.join(absent)} F1 {'is' if len(absent) == 1 else 'are'} empty because the model weights were not "
-            "given; the lexicon columns are rule-based proxies and not the same numbers."
-        )
+        notes.append(f"{unmeasured_note(absent)} The lexicon columns are computed by rules and do not replace them.")
     if any(row["stop_rate"] is None for row in rows):
-        notes.append("An empty stop rate is unknown: a file of reports does not say how they ended.")
+        every = all(row["stop_rate"] is None for row in rows)
+        which = "The stop rate was not measured" if every else "An empty stop rate was not measured"
+        notes.append(f"{which}, because a file of reports does not say how each report ended.")
     return [*notes, *others, *layout.get("notes", ())]
 
 
 def absent_models(rows: Sequence[Row]) -> list[str]:
-    """Headings of the metrics that no row has because they need the weights of a model."""
-    return [m.text for m in METRICS if m.name in ARCHIVES and all(row[m.name] is None for row in rows)]
+    """Titles of the metrics that need the weights of a model and that no row has."""
+    return [title for name, title in ARCHIVES.items() if all(row[name] is None for row in rows)]
+
+
+def unmeasured_note(absent: Sequence[str]) -> str:
+    """Which scores were not measured, and why."""
+    return (
+        f"{' and '.join(absent)} {'was' if len(absent) == 1 else 'were'} not measured, because the weights of "
+        f"{'its model' if len(absent) == 1 else 'their models'} were not given."
+    )
 
 
 def latex_table(rows: list[Row], layout: Mapping[str, Any]) -> str:
-    """Render the rows as one ``table`` float."""
-    lines = [" & ".join(["", "", *(shortstack(metric.heading) for metric in METRICS)]) + r" \\"]
+    """Render the rows as one ``table`` float, with the columns that were measured."""
+    columns = measured(rows)
+    lines = [" & ".join(["", "", *(shortstack(metric.heading) for metric in columns)]) + r" \\"]
     for block in blocks(rows).values():
         marked = marks(block)
-        lines += block_heading(block[0], 2 + 2 * len(METRICS))
+        lines += block_heading(block[0], 2 + 2 * len(columns))
         group = None
         for row in block:
             first = row["group"] != group
             if first and group is not None:
                 lines.append(r"\addlinespace[2pt]")
             group = row["group"]
-            cells = [_latex_cell(row, metric, marked.get((row["method"], metric.name))) for metric in METRICS]
+            cells = [_latex_cell(row, metric, marked.get((row["method"], metric.name))) for metric in columns]
             label = rf"\textit{{{GROUPS[group]}}}" if first else ""
             lines.append(" & ".join([label, escape_latex(row["title"]), *cells]) + r" \\")
     caption = layout.get("caption", "Chest X-ray report generation.")
-    columns = rf"@{{}}ll*{{{len(METRICS)}}}{{r@{{}}l}}@{{}}"
-    return float_table(layout.get("label", "main"), caption, columns, lines, table_notes(rows, layout))
+    specification = rf"@{{}}ll*{{{len(columns)}}}{{r@{{}}l}}@{{}}"
+    return float_table(layout.get("label", "main"), caption, specification, lines, table_notes(rows, layout))
 
 
 def block_heading(row: Row, width: int) -> list[str]:
@@ -374,13 +389,13 @@ def write_tables(
 
     Args:
         scores: (dataset, backbone, method) -> folder with ``summary.json``.
-        layout: what the table says beside numbers, in the order wanted:
+        layout: the texts of the table, in the order of its rows:
             ``datasets`` and ``backbones``: name -> {title, note (optional, printed below the table)}, datasets also
             with their ``selection`` (section, unit, views, convention, fractions), which the notes name;
             ``methods``: name -> {title, group}; ``shots``: K; ``significance``: {alpha, resamples} of the intervals;
             ``seeds``, ``caption``, ``label`` and ``notes`` (sentences): optional.
         out_tex: the LaTeX table; needs booktabs and graphicx.
-        out_csv: the same numbers with four decimals, one row a method.
+        out_csv: the same numbers with four decimals, one row per method, with the columns of all metrics.
         comparisons: (dataset, backbone) -> JSON of the comparisons; without it there are no intervals.
     """
     rows = collect_rows(scores, layout, comparisons)
@@ -391,15 +406,10 @@ def write_tables(
         temporary.write_text(latex_table(rows, layout), encoding="utf-8")
 
 
-def format_table(path: str, settings: int | None = None) -> str:
-    """Render the CSV as text of at most WIDTH columns: ``*`` the best, ``+`` the second best, as in LaTeX.
-
-    Args:
-        path: of the table.
-        settings: how many of its datasets x backbones; None takes all.
-    """
+def format_table(path: str) -> str:
+    """Render the CSV at ``path`` as text of at most WIDTH columns: ``*`` marks the best, ``+`` the second best."""
     rows = read_csv(path)
-    columns = [metric for metric in METRICS if any(row[metric.name] is not None for row in rows)]
+    columns = measured(rows)
     absent = absent_models(rows)
     # A blank, a mark, the number, then its spread on the left of a field of its own.
     fields = [(8, 6) if metric.decimals == 1 else (6, 5) for metric in columns]
@@ -408,7 +418,7 @@ def format_table(path: str, settings: int | None = None) -> str:
     room = WIDTH - sum(map(sum, fields))
     name_width = min(room, max(len(row["title"]) for row in rows) + 1)
     lines = []
-    for block in list(blocks(rows).values())[:settings]:
+    for block in blocks(rows).values():
         marked = marks(block)
         head = "".join(
             f"{metric.text:>{number + spread - 2}}  " for metric, (number, spread) in zip(columns, fields, strict=True)
@@ -431,10 +441,10 @@ def format_table(path: str, settings: int | None = None) -> str:
         lines.append("")
     seeds = max(row["seeds"] for row in rows)
     if seeds > 1:
-        lines.append(f"Mean ± sd over {seeds} seeds; rows without a spread have a single run.")
-    lines.append("* best, + second best among published methods and ours.")
+        lines.append(f"Mean ± standard deviation over {seeds} seeds. A row without ± has a single run.")
+    lines.append("* marks the best score and + the second best, among published methods and ours.")
     if absent:
-        lines.append(f"Not measured, their weights were not given: {', '.join(absent)} F1.")
+        lines.append(unmeasured_note(absent))
     return "\n".join(lines) + "\n"
 
 

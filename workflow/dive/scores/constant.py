@@ -1,4 +1,4 @@
-"""The constant-report baseline: the one training report that serves everybody best.
+"""The constant-report baseline: the training report that scores best on the other training reports.
 
 A text metric that this row approaches says little about reading images.
 """
@@ -81,7 +81,7 @@ def repeat_best_report(studies: str, pool: str, out: str) -> None:
     targets = table["target"].take([rows[uid] for uid in training]).to_pylist()
     patients = table["patient_uid"].take([rows[uid] for uid in test]).to_pylist()
     index, score = best_report(targets)
-    log.info("constant report: that of %s, BLEU-4 %.1f on the other training reports", training[index], score)
+    log.info("constant report: of study %s, with BLEU-4 %.1f on the other training reports", training[index], score)
     report = targets[index]
     words = len(report.split())
     write_generations(out, ((uid, patient, report, words, True) for uid, patient in zip(test, patients, strict=True)))

@@ -34,10 +34,10 @@ class Options:
 
     Attributes:
         hypothesis, reference: columns of the generated report and of its reference.
-        references: file of the references, where they are not beside the hypotheses; rows are then paired by ``id``.
+        references: file of the references, if they are not in the same file; rows are then paired by ``id``.
         id: column of the study. A file without it is scored too, unless another name than the default is given.
         stopped: column that says whether a report ended by its end-of-turn token.
-        out: CSV to write, a row per metric.
+        out: CSV to write, one row per metric.
         reports: parquet to write, the additive statistics of every report.
         radgraph: folder that holds ``<archive>/{config.json, weights.th, vocabulary/}``; None does not measure it.
         archive: RadGraph's archive.

@@ -1,8 +1,9 @@
-"""Rule-based proxies of CheXbert F1 and RadGraph F1, for when the weights of those models are not at hand.
+"""Rule-based proxies of CheXbert F1 and RadGraph F1, for use without the weights of these models.
 
 They read a report with the vocabulary of decisive tokens: labels as the CheXpert labeler assigns them (Irvin et
 al., 2019), and a graph in RadGraph's dict form (Jain et al., 2021) scored by the rewards of the radgraph package.
-They are never called by the models' names: they miss what the vocabulary misses, in reference and hypothesis alike.
+They never have the models' names, because they miss every finding that the vocabulary lacks, in references and
+hypotheses.
 """
 
 import re

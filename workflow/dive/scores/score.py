@@ -1,9 +1,9 @@
-"""Score reports against references: a row of additive statistics each, and every metric as a sum of rows.
+"""Score reports against references. Each report has a row of additive statistics; metrics follow from column sums.
 
-A row holds what adds up over reports (BLEU's ten numbers, ROUGE-L, counts of labels, rewards of graphs, flags of
-termination), so that the score of any subset or resample of reports is a weighted column sum. :func:`score_method` does
-it for a method of the workflow, :func:`score_reports` for any two lists of texts, ``python -m dive.scores`` for a file.
-Nothing here imports torch unless a model-based score has its weights.
+A row contains the statistics that add up over reports (BLEU's ten numbers, ROUGE-L, counts of labels, rewards of
+graphs, flags of termination). The score of any subset or resample of reports is therefore computed from a weighted
+column sum. :func:`score_method` scores a method of the workflow, :func:`score_reports` two lists of texts, and
+``dive score`` a file. This module imports torch only if the weights of a model-based score are given.
 """
 
 from collections import Counter
@@ -95,7 +95,7 @@ def report_statistics(
 
 
 def scores_from_statistics(total: np.ndarray, n: int, columns: Sequence[str] = STATISTICS) -> dict[str, float | None]:
-    """Every metric of a corpus of ``n`` reports from the sum of their statistics, (len(columns),).
+    """Compute every metric of a corpus of ``n`` reports from the sum of their statistics, shape (len(columns),).
 
     Args:
         total: sums over reports, or any weighted column sum.
@@ -133,7 +133,7 @@ def score_reports(
     stopped: Sequence[bool | None] | None = None,
     scorers: Sequence[Any] = (),
 ) -> tuple[dict[str, float | None], np.ndarray, tuple[str, ...]]:
-    """Score paired texts, of whatever system.
+    """Score paired texts of any system.
 
     Args:
         hypotheses: generated reports; None and the empty text count as a report without words.
@@ -165,14 +165,14 @@ def score_reports(
 
 
 def repeated(names: Iterable[str]) -> list[str]:
-    """The names that are there more than once."""
+    """The names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
 def align_generations(
     path: str, test: Sequence[str], left_out: Collection[str] = (), patients: Mapping[str, str] | None = None
 ) -> dict[str, list]:
-    """Read generations in the order of ``test``; the same studies for every method and seed, or none at all.
+    """Read generations in the order of ``test``. Every method and seed must contain the same studies.
 
     Studies ``left_out`` may be there: a method that reads no image also writes reports of those that cannot be read.
 
@@ -209,7 +209,7 @@ def align_generations(
 
 
 def summarise(values: Mapping[int, float | None], n: int) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds (null for one seed) of one metric; all null where undefined."""
+    """Mean and sample standard deviation of a metric over seeds; what is undefined is null."""
     defined = {str(seed): value for seed, value in values.items() if value is not None}
     mean = fmean(defined.values()) if defined else None
     spread = stdev(defined.values()) if len(defined) > 1 else None
@@ -304,7 +304,7 @@ def score_method(
 
 
 def label_classes(models: Sequence[Any], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, pa.Array]:
-    """CheXbert's four classes of every report and its reference, in the order of LABELS, where it was measured."""
+    """CheXbert's four classes of every report and its reference, in the order of LABELS, if it was measured."""
     return {
         f"{model.name}_classes_{side}": pa.array(model.classes(texts).tolist(), pa.list_(pa.int8()))
         for model in models

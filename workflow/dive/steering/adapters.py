@@ -1,4 +1,4 @@
-"""Adapter folders: a trained intervention with all that is needed to check and to use it."""
+"""Adapter folders: a trained intervention with everything that is needed to check and use it."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ WEIGHTS = "adapter.safetensors"
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TRAINING = ("training.csv", "validation.csv", CHECKSUMS)
-"""The course of training, where the folder was made by training."""
+"""The course of training, if the folder was written by training."""
 
 
 def weights_digest(layers: Sequence[nn.Module]) -> str:
@@ -56,7 +56,7 @@ def _parameters(layer: nn.Module) -> Iterator[torch.Tensor]:
 def describe_backbone(
     model: Any, layers: Sequence[nn.Module], source: str, revision: str | None = None
 ) -> dict[str, Any]:
-    """What an adapter records of its backbone: id, revision, model_type, layers, width, weights."""
+    """The description of a backbone that an adapter stores: id, revision, model_type, layers, width, weights."""
     return {
         # Of a folder on this machine only the name is worth keeping.
         "id": os.path.basename(source) if os.path.isabs(source) else source,
@@ -80,7 +80,7 @@ def save_adapter(
 ) -> None:
     """Write adapter.safetensors, config.json and the card README.md into the existing ``folder``.
 
-    config.json records the checksum of the weights and carries one of its own: loading refuses damaged files, and the
+    config.json contains the checksum of the weights and its own checksum. Loading therefore refuses damaged files, and
     weights of another dataset, backbone, method or seed.
 
     Args:
@@ -119,10 +119,10 @@ def resave_adapter(
     scores: Mapping[str, float] | None = None,
     license: str | None = None,
 ) -> None:
-    """Write an intervention that was read from an adapter folder into another, with all that the first one says.
+    """Write an intervention that was read from an adapter folder into another folder, with its description.
 
     Args:
-        folder: is made where it does not exist.
+        folder: it is created if it does not exist.
         intervention: from ``load_adapter``.
         scores: further ones, by name.
         license: identifier of a licence for the card.
@@ -132,7 +132,7 @@ def resave_adapter(
     """
     if intervention.config is None:
         raise ValueError(
-            "this adapter was given to attach as an intervention, without the folder that says what it was trained on: "
+            "attach was given an intervention and not an adapter folder, so its training data are unknown; "
             "write it with dive.steering.adapters.save_adapter"
         )
     folder = Path(folder)
@@ -173,7 +173,7 @@ def _write(folder: Path, intervention: Intervention, config: Mapping[str, Any], 
 
 
 def is_credentialed(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter was trained on data that only credentialed users may have, or nothing says that it was not.
+    """Whether an adapter was trained on data for credentialed users only, or does not say on what it was trained.
 
     Args:
         config: ``config.json`` of the adapter folder.
@@ -183,7 +183,7 @@ def is_credentialed(config: Mapping[str, Any]) -> bool:
 
 
 def fetch_adapter(adapter: str | Path, revision: str | None = None) -> Path:
-    """The adapter's folder on this machine; one on the Hugging Face hub is downloaded first, but for code and pickles.
+    """The adapter's folder on this machine. A repository on the hub is downloaded first, without code and pickles.
 
     Args:
         adapter: a folder, or ``user/repository``.

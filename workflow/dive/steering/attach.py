@@ -1,4 +1,4 @@
-"""Steer a model from outside: hooks on decoder layers or inside them, and nothing left behind when they are removed."""
+"""Steer a model by hooks on its decoder layers or inside them. Removing the hooks restores the model."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,30 +24,30 @@ _STEERED: WeakSet[nn.Module] = WeakSet()
 
 
 class Steering:
-    """An intervention at work on decoder layers, until ``detach`` (or the end of a ``with`` block).
+    """An intervention that is active on decoder layers, until ``detach`` or the end of a ``with`` block.
 
     Which positions are steered:
 
-    - in ``with steering.at(mask)``: those of the mask;
+    - in ``with steering.at(mask)``: the positions of the mask;
     - in ``with steering.paused()``: none;
-    - in ``with steering.generating(first)``: those from column ``first`` of the sequence on, however the sequence comes
-      in passes. ``generate`` of a model that ``attach`` has steered does this with its prompt's last token;
-    - otherwise by a rule that plain calls need: of several new positions on an empty cache (a prompt, padded on the
-      left) only the last one, which predicts y_1; on a filled cache, all new ones.
+    - in ``with steering.generating(first)``: all positions from column ``first`` of the sequence on, no matter how the
+      sequence is divided into forward passes. In ``generate`` of a steered model ``first`` is the prompt's last token;
+    - in a plain call on an empty cache (a prompt, padded on the left): the last position, which predicts y_1;
+    - in a plain call on a filled cache: all new positions.
 
     An intervention with ``positions: all`` steers every position, unless it is paused.
 
     Args:
         layers: decoder layers of the model, in order.
-        intervention: moved to the devices of the layers that it steers, and again when these move.
-        inside: parts of all layers, from ``look_inside``; needed where the intervention acts inside them.
-        model: what the layers belong to, where calls of its ``generate`` are to be steered as such.
+        intervention: it is moved to the devices of the layers that it steers, and again if the layers move.
+        inside: parts of all layers, from ``look_inside``; required if the intervention acts inside layers.
+        model: the model of these layers; required to steer its ``generate``.
 
     Attributes:
-        turn: held while the model generates, so that several threads take turns.
+        turn: a lock that is held while the model generates, so that several threads take turns.
 
     Raises:
-        ValueError: a layer is steered already, or its parts are needed and not given.
+        ValueError: a layer is steered already, or ``inside`` is required and missing.
     """
 
     def __init__(
@@ -73,9 +73,7 @@ class Steering:
         self._device: torch.device | None = None
         _refuse_steered(self._layers)
         if intervention.acts_inside and inside is None:
-            raise ValueError(
-                "this intervention acts inside the layers: give their parts, from look_inside(model, layers)"
-            )
+            raise ValueError("this intervention acts inside the layers; pass inside=look_inside(model, layers)")
         _STEERED.update(self._layers)
         self._hook()
 
@@ -138,7 +136,7 @@ class Steering:
         self._devices[index] = device
 
     def detach(self) -> None:
-        """Remove the hooks: the model is what it was."""
+        """Remove the hooks. The model is then as it was before."""
         self._unhook()
         _STEERED.difference_update(self._layers)
         self._layers = []
@@ -155,7 +153,7 @@ class Steering:
     def at(self, mask: torch.Tensor) -> Iterator[None]:
         """Steer exactly the positions where ``mask`` (B, T), bool, is True in forward passes over (B, T) positions.
 
-        Give the mask on the CPU: one on a GPU has to be waited for.
+        Pass a mask on the CPU: reading one on a GPU makes the program wait for the GPU.
         """
         before = self._mask, self._rows, self._active
         # The rows are looked up once for all layers; no rows means all of them.
@@ -168,7 +166,7 @@ class Steering:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Steer nothing: prompt prefixes, the teacher."""
+        """Steer nothing, for example while a cache of a prompt prefix is filled or the teacher runs."""
         before, self._active = self._active, False
         try:
             yield
@@ -177,7 +175,7 @@ class Steering:
 
     @contextmanager
     def generating(self, first: int, in_chunks: bool = False) -> Iterator[None]:
-        """Steer column ``first`` of the sequence and all that follow it, whatever part of it a forward pass holds.
+        """Steer column ``first`` of the sequence and all later columns, whichever part of it a forward pass contains.
 
         Args:
             first: counted from 0, padding and cached tokens included.
@@ -305,32 +303,32 @@ def attach(
     strict: bool = True,
     revision: str | None = None,
 ) -> SteeredModel:
-    """Steer ``model`` with a trained adapter, in ``generate`` as in a plain call.
+    """Steer ``model`` with a trained adapter, in ``generate`` and in plain calls.
 
     Example::
 
         model = attach(AutoModelForImageTextToText.from_pretrained(...), "results/adapters/.../seed0")
         model.generate(**inputs, do_sample=False)  # steered
-        model = model.detach()  # the model as it was
+        model = model.detach()  # the model as it was before
 
         with attach(model, "user/repository") as steered:  # an adapter on the Hugging Face hub
             steered.generate(**inputs, do_sample=False)
 
-    What ``generate`` steers are the positions from the prompt's last token on. Greedy, sampled and beam search, prompt
-    lookup, assistant models, prompts in chunks, caches of a prefix, static caches and no cache, left padding and chats
-    that go on give what one pass over the whole sequence gives; what would not is refused.
+    ``generate`` steers the positions from the prompt's last token on. The result equals one pass over the whole
+    sequence for greedy, sampled and beam search, prompt lookup, assistant models, chunked prefill, caches of a prefix,
+    static caches, no cache, left padding, and multi-turn chats. Other ways of decoding are refused with an error.
 
     Args:
         model: an image-text-to-text model of transformers.
-        adapter: an adapter folder, the name of one on the Hugging Face hub, or an intervention. Of a folder only JSON
-            and safetensors are read, and nothing in it is run.
-        layers: the model's decoder layers where they are known; found by running two tokens otherwise.
-        strict: refuse an adapter that was trained on other weights; False for a quantised copy of the same backbone.
-        revision: of an adapter on the hub.
+        adapter: an adapter folder, the name of a repository on the Hugging Face hub, or an intervention. Only JSON and
+            safetensors files of a folder are read, and no code in it is run.
+        layers: the model's decoder layers; by default they are found by running the model on two tokens.
+        strict: refuse an adapter that was trained on other weights. False allows a quantised copy of the backbone.
+        revision: branch, tag or commit of the repository on the hub.
 
     Raises:
-        ValueError: the folder is no adapter, or not one for this model (the message says what differs), or the model is
-            steered already, or its weights are not loaded.
+        ValueError: the folder is not an adapter or belongs to another model (the message says what differs), the model
+            is steered already, or its weights are not loaded.
     """
     if type(model) is SteeredModel:  # of a steering that has ended, or it is refused
         model = model.model

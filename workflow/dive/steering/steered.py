@@ -1,4 +1,4 @@
-"""What ``attach`` returns: the model to all appearances, with the adapter where the adapter is meant."""
+"""The object that ``attach`` returns. It behaves like the model, except in the methods that concern the adapter."""
 
 import copy
 import inspect
@@ -13,18 +13,18 @@ from dive.steering.adapters import is_credentialed, resave_adapter
 
 
 class SteeredModel:
-    """A model and the steering on it, until ``detach`` or the end of a ``with`` block.
+    """A model that an adapter steers, until ``detach`` or the end of a ``with`` block.
 
-    Every attribute is the model's own, except those below and those that concern the adapter: ``save_pretrained`` and
-    ``push_to_hub`` write the adapter, and methods that return the model (``to``, ``half``, ``eval``, ``train`` ...)
-    return the steered one. The adapter follows the model to its devices and into training mode; its parameters stay
-    float32, in which it computes. ``parameters`` and ``state_dict`` are those of the model alone.
+    Every attribute is the attribute of the model, with these exceptions. ``save_pretrained`` and ``push_to_hub`` write
+    the adapter. Methods that return the model (``to``, ``half``, ``eval``, ``train`` ...) return the steered model. The
+    adapter follows the model to its devices and into training mode; its parameters and its computation stay in
+    float32. ``parameters`` and ``state_dict`` contain the model's parameters only.
 
-    ``isinstance`` takes it for a model of its class. Calls from several threads take turns.
+    ``isinstance`` treats it as an instance of the model's class. Calls from several threads take turns.
 
     Attributes:
         model: the backbone.
-        steering: the ``dive.steering.attach.Steering`` at work on it.
+        steering: the active ``dive.steering.attach.Steering``.
     """
 
     def __init__(self, model: Any, steering: Any) -> None:
@@ -35,7 +35,7 @@ class SteeredModel:
         return type(self.model)
 
     def detach(self) -> Any:
-        """Remove the steering and return the model, exactly as it was."""
+        """Remove the adapter and return the model, exactly as it was."""
         self.steering.detach()
         return self.model
 
@@ -55,16 +55,16 @@ class SteeredModel:
         license: str | None = None,
         safe_serialization: bool = True,
     ) -> None:
-        """Write the adapter folder, which ``attach`` reads; the backbone is not in it.
+        """Write an adapter folder that ``attach`` can read. It does not contain the backbone.
 
         Args:
-            save_directory: is made where it does not exist.
-            scores: further numbers for the card, by name.
-            license: identifier of a licence for the card; the terms of backbone and training data otherwise.
-            safe_serialization: there is no other way.
+            save_directory: the folder; it is created if it does not exist.
+            scores: further scores for the card, name -> value.
+            license: identifier of a licence for the card; by default, the terms of backbone and data apply.
+            safe_serialization: must be True; accepted for compatibility with transformers.
 
         Raises:
-            ValueError: the adapter was given as an intervention, without the folder that describes it.
+            ValueError: ``attach`` was given an intervention and not an adapter folder, so a description is missing.
         """
         if not safe_serialization:
             raise ValueError("an adapter is always written as safetensors: omit safe_serialization")
@@ -82,23 +82,23 @@ class SteeredModel:
         token: str | None = None,
         revision: str | None = None,
     ) -> Any:
-        """Publish the adapter folder on the Hugging Face hub; ``attach(model, repo_id)`` loads it from there.
+        """Publish the adapter on the Hugging Face hub, from which ``attach(model, repo_id)`` loads it.
 
         Args:
-            repo_id: ``user/name``; made where it does not exist.
-            allow_credentialed: publish what was trained on data that only credentialed users may have.
+            repo_id: ``user/name``; the repository is created if it does not exist.
+            allow_credentialed: publish an adapter that was trained on data for credentialed users only.
             scores: see ``save_pretrained``.
             license: see ``save_pretrained``.
-            commit_message: of the upload.
+            commit_message: message of the upload's commit.
             private: whether a new repository is private.
-            token: of the hub; that of ``hf auth login`` otherwise.
+            token: access token of the hub; by default, the token of ``hf auth login``.
             revision: branch to upload to.
 
         Returns:
-            What ``huggingface_hub`` says of the commit.
+            The ``CommitInfo`` of ``huggingface_hub``.
 
         Raises:
-            ValueError: the training data are credentialed, or nothing says that they are not.
+            ValueError: the training data are credentialed, or the adapter does not say whether they are.
         """
         config = self.steering.intervention.config
         if config is not None and is_credentialed(config) and not allow_credentialed:
