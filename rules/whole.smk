@@ -8,6 +8,7 @@ reads and an adapter whose reports are there would therefore stay away.
 from functools import cache
 
 from dive import software
+from dive.whole import absent_files
 from snakemake.io import apply_wildcards
 
 WRITERS = {"constant": "repeat_report", "external": "import_reports"}
@@ -101,7 +102,13 @@ def all_jobs():
 
 
 def everything(wildcards):
-    """The outputs of all jobs."""
+    """The outputs of all jobs. Those that lack a file are to be made again, for which Snakemake is told so as by
+    `--forcerun`: it takes a folder for whole as long as it is there."""
+    for job in all_jobs() if workflow.is_main_process else ():
+        for folder in job.outputs:
+            if gone := absent_files(job.rule, folder):
+                print(f"{folder}: {', '.join(gone[:3])} absent, so the folder is made again", file=sys.stderr)
+                workflow.dag.forcefiles.add(folder)
     return [path for job in all_jobs() for path in job.outputs]
 
 

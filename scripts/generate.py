@@ -16,4 +16,8 @@ with logged(snakemake.log[0]):
         decoding=snakemake.params.decoding,
         out=snakemake.output[0],
         partial=snakemake.params.partial,
+        trained={
+            "dataset": snakemake.params.method.get("trained_on", snakemake.wildcards.dataset),
+            "seed": int(snakemake.wildcards.seed),
+        },
     )

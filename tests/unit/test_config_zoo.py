@@ -96,6 +96,7 @@ ZOO: list[tuple[str, Any, str]] = [
     ("datasets", {"{dataset}": {"like": "synthetic-mimic-cxr"}}, "datasets.{dataset}: a name becomes a folder"),
     ("backbones", {"ä": {"like": "tiny-gemma3"}}, "backbones.ä: a name becomes a folder"),
     ("grids", {"claims": CONFIG["grids"]["main"]}, "grids.claims: files of the results are named claims; give"),
+    ("grids", {"index.html": CONFIG["grids"]["main"]}, "grids.index.html: files of the results are named index.html"),
     ("grids", {"sparsity": CONFIG["grids"]["main"]}, "grids.sparsity: files of the results are named sparsity; give"),
     ("grids", {"tokens": CONFIG["grids"]["main"]}, "grids.tokens: files of the results are named tokens; give"),
     *(
@@ -103,6 +104,7 @@ ZOO: list[tuple[str, Any, str]] = [
         for ending in ("-training", "-claims", "-termination", "-significance", "-factorial", "-mechanisms")
     ),
     ("datasets", {"truth": {"like": "synthetic-mimic-cxr", "root": "data/truth"}}, "datasets.truth: data/truth holds"),
+    ("datasets", {"lexicon.md": {"like": "synthetic-mimic-cxr"}}, "datasets.lexicon.md: results/world/lexicon.md is"),
     # titles
     ("methods|dive|title", "{dataset}", "methods.dive.title: must be one line"),
     ("methods|dive|title", "a$\\foo$b", "methods.dive.title: must be one line"),
@@ -211,6 +213,12 @@ ZOO: list[tuple[str, Any, str]] = [
     (f"{TINY}|image", {"do_normalize": "no"}, "backbones.tiny-gemma3.image.do_normalize: must be true or false"),
     (f"{TINY}|image", None, "backbones.tiny-gemma3.image: must be a mapping, not null"),
     (f"{TINY}|image", [1], "backbones.tiny-gemma3.image: must be a mapping, not a list"),
+    (f"{TINY}|image", {"image_std": [0, 0, 0]}, "image.image_std: must be a list of three numbers, one for each"),
+    (f"{TINY}|image", {"image_std": [1, 1, 1e-300]}, "image.image_std: must be a list of three numbers"),
+    (f"{TINY}|image", {"image_mean": [0, 0, 1e300]}, "image.image_mean: must be a list of three numbers"),
+    (f"{TINY}|image", {"rescale_factor": 1e308}, "image.rescale_factor: must be a number above 0 and at most 1000"),
+    # a choice between a number and names
+    ("analysis|view|studies", -1, "analysis.view.studies: must be greater than or equal to 0, not -1, or must be a"),
     # values that contain themselves, are too many, or that YAML knows and a configuration does not
     ("methods|dive", ITSELF, f"is nested more than {DEEPEST} levels deep or contains itself"),
     ("seeds", ITSELF_LIST, f"is nested more than {DEEPEST} levels deep or contains itself"),

@@ -24,8 +24,10 @@ from dive.parquet import read_schema, read_table, write_table
 from dive.remembered import annotate_once
 from dive.sealed import MARK, DamageError, append_seal, checked_body
 from dive.shards import ShardError, Shards, ShardWriter
+from dive.steering.adapters import check_origin
 from tests.project import ROOT
 from tests.unit.tiny_models import settings, write_tiny
+from tests.unit.tiny_study import DIVE
 
 FLIPS = 300
 
@@ -209,6 +211,20 @@ def test_a_flipped_byte_of_a_tiny_backbone_is_told_before_it_is_loaded(tmp_path)
         load_backbone(settings(folder))
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"]
+)
+def test_a_json_file_of_a_model_that_is_cut_off_names_itself(tmp_path, name):
+    folder = write_tiny(tmp_path / "model", "gemma3", seed=1)
+    content = (folder / name).read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"[]", b"\xff" + content):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(
+            DamageError, match=rf"model/{re.escape(name)}: cut off, damaged, or no JSON object; download"
+        ):
+            load_backbone(settings(folder))
+
+
 def test_a_flipped_bit_of_the_course_of_training_is_told(tmp_path):
     (tmp_path / "training.csv").write_text("step,loss\n1,0.5\n2,0.4\n")
     record_checksums(tmp_path, "training.csv")
@@ -216,6 +232,24 @@ def test_a_flipped_bit_of_the_course_of_training_is_told(tmp_path):
     for _ in flipped(tmp_path / "training.csv"):
         with pytest.raises(DamageError, match=r"training\.csv"):
             check_files(tmp_path, "training.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {**DIVE, "module": "live"}}, "module live, not dive"),
+        ({"data": {"dataset": "b"}}, "dataset b, not a"),
+        ({"record": {"settings": {"seed": 1}}}, "seed 1, not 0"),
+        ({"record": {}}, "seed None, not 0"),
+    ],
+)
+def test_an_adapter_folder_of_another_job_is_told(tmp_path, change, message):
+    config = {"method": DIVE, "data": {"dataset": "a"}, "record": {"settings": {"seed": 0}}}
+    write_json(tmp_path / "config.json", config)
+    check_origin(tmp_path, {**DIVE, "trained_on": "a"}, "a", 0)
+    write_json(tmp_path / "config.json", {**config, **change})
+    with pytest.raises(DamageError, match=f"of another job, trained with {message}; delete it"):
+        check_origin(tmp_path, DIVE, "a", 0)
 
 
 def test_every_table_and_every_object_is_read_with_its_checksum():

@@ -132,6 +132,36 @@ def test_every_library_s_complaint_of_a_truncated_file_names_it(tmp_path, monkey
         assert told.endswith("copy or download it again")
 
 
+def test_a_library_s_word_counts_and_no_file_that_was_not_read_is_blamed(tmp_path, monkeypatch):
+    """Of a damaged model, say, while the study table lies beside: removing that would cost a result."""
+    for name, text in {
+        "package/passing": "from failing import fail\ndef work(model, studies, complaint):\n    n = len(studies)\n"
+        "    return fail(\n        model,\n        complaint)\n",
+        "library/failing": "def fail(model, complaint):\n    raise OSError(complaint)\n",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend((tmp_path / name).parent)
+    monkeypatch.setattr("dive.told.PACKAGE", str(tmp_path / "package"))
+    import passing
+
+    studies, processor = tmp_path / "studies.parquet", tmp_path / "processor.json"
+    studies.touch(), processor.touch()
+    told = []
+    for model, complaint in (
+        (tmp_path, f"the file at '{processor}' is not valid"),
+        (tmp_path, "no"),
+        (processor, "no"),
+    ):
+        try:
+            passing.work(str(model), str(studies), complaint)
+        except OSError as error:
+            told.append(sentence_of(error))
+    assert told[1] is None
+    assert told[0] == told[2]
+    assert told[0].startswith(f"{processor} is damaged or incomplete (OSError)")
+
+
 def test_the_operating_system_s_errors_name_the_file(tmp_path, monkeypatch):
     ended, _ = end_of(tmp_path, monkeypatch, lambda: Path("absent/file").read_bytes())
     assert str(ended) == "absent/file: No such file or directory"

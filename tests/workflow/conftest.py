@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dive.whole import LISTS
 from tests.project import Project
 
 FOLDERS = ("data/synthetic-", "models/", "results/vision/", "results/teacher/", "results/layers/", "results/adapters/")
@@ -21,6 +22,8 @@ def place(project: Project, paths: Iterable[str]) -> None:
         where = project.folder / path
         if path.startswith(FOLDERS):
             where.mkdir(parents=True)
+            for name in {name for names in LISTS.values() for name in names}:
+                (where / name).write_text("{}\n")
         else:
             where.parent.mkdir(parents=True, exist_ok=True)
             where.touch()

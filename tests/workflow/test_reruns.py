@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from dive.software import installed, metadata_file
+from dive.whole import LISTS
 from tests.project import Project
 from tests.workflow.conftest import END_OF_MAIN, place
 
@@ -63,6 +64,19 @@ def test_a_deleted_adapter_generation_or_score_comes_back_with_what_is_made_from
     )
     assert project.planned("--until", "distill") == {"distill": 1}  # a stage of DVC
     assert project.planned() == {"distill": 1, "generate": 2, "score": 3, "compare": 3, **LAST}
+
+
+def test_a_folder_from_which_a_file_is_gone_is_made_again(project: Project) -> None:
+    """An adapter without its weights, features without their list, a folder without anything in it."""
+    adapter = "results/adapters/synthetic-mimic-cxr/tiny-gemma3/live/seed0"
+    (project.folder / adapter / "config.json").write_text('{"sha256": {"adapter.safetensors": "0"}}')
+    for name in LISTS["distill"]:
+        project.remove(f"{adapter.replace('mimic-cxr', 'chexpert-plus')}/{name}")
+    printed = project.snakemake("--dry-run")
+    assert f"{adapter}: adapter.safetensors absent, so the folder is made again\n" in printed
+    assert project.planned() == {"distill": 2, "generate": 2, "score": 2, "compare": 2, **LAST}
+    (project.folder / adapter / "adapter.safetensors").touch()
+    assert project.planned()["distill"] == 1
 
 
 def test_a_rank_reruns_its_method_and_those_that_inherit_it(project: Project) -> None:

@@ -148,7 +148,11 @@ def path_of(location: tuple[str | int, ...]) -> str:
     parts = []
     for index, part in enumerate(location):
         is_tag = index == 2 and location[0] == "methods" and part in METHODS
-        if not is_tag and part != "[key]" and not str(part).startswith(("literal[", "list[", "constrained-")):
+        if (
+            not is_tag
+            and part != "[key]"
+            and not str(part).startswith(("literal[", "list[", "constrained-", "function-"))
+        ):
             parts.append(shortened(str(part), ""))
     return ".".join(parts)
 

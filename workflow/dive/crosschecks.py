@@ -23,8 +23,11 @@ LABELS = {
 }
 """Label tables that a synthetic dataset has."""
 
-RESERVED = ("claims", "index", "sparsity", "tokens")
+RESERVED = ("claims", "index", "index.html", "sparsity", "tokens")
 """Names that results/tables, results/figures and results/report have beside those of grids."""
+
+WORLD = ("acceptance.json", "acceptance.md", "lexicon.json", "lexicon.md")
+"""Names that results/world has beside those of datasets."""
 
 ENDINGS = ("-claims", "-training", "-termination", "-significance", "-factorial", "-mechanisms")
 """What follows a grid's name in the names of its further tables and figures."""
@@ -97,6 +100,8 @@ def check_dataset(config: Mapping[str, Any], name: str, dataset: Mapping[str, An
     path = f"datasets.{name}"
     if name == "truth":
         errors.append((path, "data/truth holds the truth of synthetic datasets; choose another name"))
+    if name in WORLD:
+        errors.append((path, f"results/world/{name} is what is said of the synthetic world; choose another name"))
     if dataset.get("synthetic") and dataset.get("root") != f"data/{name}":
         errors.append((f"{path}.root", f"must be data/{name}, where the synthetic dataset is written"))
     selection, pool = mapping(dataset.get("selection")), mapping(dataset.get("pool"))

@@ -161,6 +161,7 @@ def generate_reports(
     decoding: dict[str, Any],
     out: str,
     partial: str,
+    trained: Mapping[str, Any] | None = None,
 ) -> None:
     """Generate the reports of the pool's test studies with one method.
 
@@ -177,10 +178,15 @@ def generate_reports(
         decoding: ``max_new_tokens``.
         out: parquet with a row a study, see ``dive.data.generations``.
         partial: JSON Lines file outside the declared outputs.
+        trained: ``dataset`` and ``seed`` of which the adapter must be; None takes any.
     """
     from dive.data.generations import count_endings, write_generations
     from dive.parquet import read_table
 
+    if adapter is not None and trained is not None:
+        from dive.steering.adapters import check_origin
+
+        check_origin(adapter, method, **trained)
     table = read_table(studies, columns=["study_uid", "patient_uid", "target"]).to_pydict()
     patients = dict(zip(table["study_uid"], table["patient_uid"], strict=True))
     targets = dict(zip(table["study_uid"], table["target"], strict=True))

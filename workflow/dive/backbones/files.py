@@ -4,6 +4,7 @@ Neither torch nor transformers is needed, so that asking costs nothing.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def check_model(path: str, revision: str | None = None) -> None:
     file of the cache is read once, and again when it has changed.
 
     Raises:
-        DamageError: a file differs from its checksum; the message names it.
+        DamageError: a file differs from its checksum, or is no whole JSON; the message names it.
     """
     folder = folder_of(path, revision)
     if folder is None:
@@ -104,6 +105,8 @@ def check_model(path: str, revision: str | None = None) -> None:
     check_files(folder)
     memory = memory_of_workflow()
     for file in files_of(folder):
+        if file.suffix == ".json":
+            check_json(file)
         named = _blob(file)
         found = None
         if named and len(named) == 64:
@@ -117,6 +120,20 @@ def check_model(path: str, revision: str | None = None) -> None:
                 "name; delete it and download the model again"
             )
     memory.save()
+
+
+def check_json(file: Path) -> None:
+    """Read a JSON file of a model before transformers does, which names none that is damaged.
+
+    Raises:
+        DamageError: it holds no JSON object; the message names it.
+    """
+    try:
+        whole = isinstance(json.loads(file.read_bytes()), dict)
+    except ValueError:  # no JSON, or no UTF-8
+        whole = False
+    if not whole:
+        raise DamageError(f"{file}: cut off, damaged, or no JSON object; download or build the checkpoint again")
 
 
 def _blob(file: Path) -> str | None:

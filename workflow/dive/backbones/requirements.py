@@ -16,7 +16,7 @@ OPTIONS = {
     "do_normalize": "truth",
     "do_rescale": "truth",
     "image_mean": "channels",
-    "image_std": "channels",
+    "image_std": "spread",
     "rescale_factor": "factor",
     "resample": "filter",
 }
@@ -33,8 +33,9 @@ and Gemma 3's ``do_pan_and_scan``, which makes several images of one. Qwen's siz
 
 KINDS = {
     "truth": "must be true or false",
-    "channels": "must be a list of three numbers, one for each colour",
-    "factor": "must be a number above 0",
+    "channels": "must be a list of three numbers, one for each colour, each from -1000 to 1000",
+    "spread": "must be a list of three numbers, one for each colour, each above 0 and at most 1000",
+    "factor": "must be a number above 0 and at most 1000",
     "filter": "must be a whole number from 0 to 5, one of Pillow's filters",
     "pixels": "must be a whole number of pixels from 1 to 100,000,000",
 }
@@ -68,17 +69,21 @@ def shown(value: Any) -> str:
 def _is(kind: str, value: Any) -> bool:
     if kind == "truth":
         return isinstance(value, bool)
-    if kind == "channels":
-        return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    if kind in ("channels", "spread"):
+        least = -1000 if kind == "channels" else 1e-6
+        return isinstance(value, list | tuple) and len(value) == 3 and all(_is_number(v, least) for v in value)
+    if kind == "factor":
+        return _is_number(value, 1e-12)
     if not _is_number(value):
         return False
-    if kind == "factor":
-        return value > 0
     return isinstance(value, int) and (0 <= value <= 5 if kind == "filter" else 1 <= value <= 100_000_000)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    """A number, from ``least`` to a thousand where that is given: float32 ends somewhere."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return least == -math.inf or least <= value <= 1000
 
 
 def unsupported(model_type: Any) -> str:

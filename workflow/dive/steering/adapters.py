@@ -1,6 +1,7 @@
 """Adapter folders: a trained intervention with everything that is needed to check and use it."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from torch import nn
 
 from dive.files import CHECKSUMS, check_digests, read_json, sha256, write_json
 from dive.progress import log
+from dive.sealed import REMEDY, DamageError
 from dive.steering.attention import look_inside
 from dive.steering.base import Intervention, build_intervention
 from dive.steering.card import write_card
@@ -204,6 +206,37 @@ def fetch_adapter(adapter: str | Path, revision: str | None = None) -> Path:
             f"{adapter}: no folder of this name is here, and the Hugging Face hub gives none "
             f"({type(error).__name__}); check the name and the network, and set HF_HUB_OFFLINE=0 for a first download"
         ) from error
+
+
+def check_origin(folder: str | Path, method: Mapping[str, Any], dataset: str, seed: int) -> None:
+    """Refuse an adapter folder that is whole and of this backbone, but was made by another job.
+
+    Args:
+        folder: written by ``save_adapter``.
+        method: ``methods.<name>``, with which it must have been trained.
+        dataset: name of the dataset, and
+        seed: seed on which it must have been trained.
+
+    Raises:
+        DamageError: it was trained otherwise; the message says how.
+    """
+    config = read_json(Path(folder) / "config.json")
+    settings = config.get("record", {}).get("settings", {})
+    found = {"dataset": config.get("data", {}).get("dataset"), "seed": settings.get("seed")}
+    different = [
+        f"{key} {found[key]}, not {value}"
+        for key, value in (("dataset", dataset), ("seed", seed))
+        if found[key] != value
+    ]
+    wanted, trained = (json.loads(json.dumps(said)) for said in (dict(method), config.get("method", {})))
+    wanted.pop("trained_on", None)
+    different += [
+        f"{key} {trained.get(key)}, not {wanted.get(key)}"
+        for key in sorted(wanted.keys() | trained.keys())
+        if wanted.get(key) != trained.get(key)
+    ]
+    if different:
+        raise DamageError(f"{folder}: the adapter of another job, trained with {'; '.join(different[:3])}; {REMEDY}")
 
 
 def load_adapter(folder: str | Path, model: Any, layers: Sequence[nn.Module], strict: bool = True) -> Intervention:
