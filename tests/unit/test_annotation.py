@@ -249,15 +249,20 @@ def test_spans_file(tmp_path):
     ]
 
 
-def test_a_thousand_different_reports_take_no_time():
+def test_the_time_of_different_reports_grows_with_their_number():
     rng = np.random.default_rng(0)
     styles = [target_style("site_a"), target_style("site_b")]
     reports = [write_report(sample_findings(rng), styles[i % 2], rng) for i in range(1000)]
-    start = time.process_time()
     annotator = VocabularyAnnotator(VOCABULARY, DEFAULT)
-    for report in reports:
-        annotator(report)
-    assert time.process_time() - start < 0.6  # 100,000 reports in a minute
+
+    def seconds(n):
+        start = time.process_time()
+        for report in reports[-n:]:
+            annotator(report)
+        return time.process_time() - start
+
+    few = seconds(100)
+    assert seconds(1000) < 40 * few  # ten times as many; BENCHMARKS.md has the time of all reports of MIMIC-CXR
 
 
 def test_weights():

@@ -79,7 +79,7 @@ def test_backbones_are_checked_where_the_data_are(fresh: Project) -> None:
     assert "backbones.llama.path: model_type 'llama' is not supported; choose a model whose type is gemma3" in said
     assert "backbones.gemma.image.max_pixels: cannot be set for the image processor of gemma3" in said
     assert "methods.dive.rank: must be at most 8, the width of gemma, not 16" in said
-    checked = fresh.run("python", "-m", "dive.data.check", "--configfile", "over.yaml")
+    checked = fresh.run("dive", "check-data", "--configfile", "over.yaml")
     assert checked.returncode == 1
     assert "PROBLEM: backbones.llama.path: model_type 'llama' is not supported" in checked.stdout
     assert "Traceback" not in checked.stdout
@@ -166,4 +166,4 @@ def test_make_shows_every_grid_that_it_ran() -> None:
         ["make", "-n", "show", "EXPERIMENTS=main,baselines", "OPTIONS=--cores 1"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "dive.reporting.summary results main,baselines --cores 1" in done.stdout
+    assert "dive show main,baselines --options '--cores 1'" in done.stdout

@@ -105,8 +105,6 @@ def check_model(path: str, revision: str | None = None) -> None:
     check_files(folder)
     memory = memory_of_workflow()
     for file in files_of(folder):
-        if file.suffix == ".json":
-            check_json(file)
         named = _blob(file)
         found = None
         if named and len(named) == 64:
@@ -119,6 +117,8 @@ def check_model(path: str, revision: str | None = None) -> None:
                 f"{os.path.realpath(file)}: this file of {path} is damaged, it differs from the checksum in its "
                 "name; delete it and download the model again"
             )
+        if file.suffix == ".json":  # where no checksum tells
+            check_json(file)
     memory.save()
 
 

@@ -171,7 +171,10 @@ def find_config(path: str, revision: str | None) -> dict[str, Any] | None:
         commit = name.read_text().strip() if name.is_file() else revision or ""
         folder = hub / "snapshots" / commit
     file = folder / "config.json"
-    return (json.loads(file.read_text(encoding="utf-8")) or {}) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {} if found is None else found  # a file that says null is there
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape | None:
