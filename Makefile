@@ -31,7 +31,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        set up, and run one dataset, one backbone and five methods (90 seconds on two cores)"
+	@echo "make demo        set up, and run one dataset, one backbone and five methods (40 seconds on two cores)"
 	@echo "make reproduce   set up, run the workflow, print the main table and where everything is"
 	@echo "make pdf         compile the tables by pdflatex into results/tables.pdf, or say what to install"
 	@echo "make test        set up, lint and test (an end-to-end run of a small configuration included)"

@@ -20,10 +20,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
     return project, printed
 
 
-def test_it_ends_with_acceptance_table_and_places(run: tuple[Project, str]) -> None:
+def test_it_ends_with_table_claims_acceptance_and_places(run: tuple[Project, str]) -> None:
     _, printed = run
-    end = printed[printed.index("# Acceptance of the synthetic world") :]
-    assert "MIMIC-CXR (synthetic), Gemma 3 (tiny) (n = 8)" in end
+    end = printed[printed.index("\nMIMIC-CXR (synthetic), Gemma 3 (tiny) (n = 8)") :]
+    assert "of its 24 criteria" in end[end.index("# Claims of the abstract") :]
     assert "results/tables/main.tex" in end
     # Without the weights of RadGraph a claim about it is not measured, whatever its proxy says.
     claims = end[end.index("# Claims of the abstract in this run") :]

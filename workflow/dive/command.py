@@ -78,7 +78,7 @@ def commands() -> None:
 def demo(cores: str) -> None:
     """Run one dataset, one backbone and five methods of the synthetic world, and print what they wrote.
 
-    It takes about 90 seconds on two cores, needs no download, and prints the table, three test reports beside the
+    It takes about 40 seconds on two cores, needs no download, and prints the table, three test reports beside the
     references, and where the page is. `make reproduce` continues with what it has computed.
 
     \b

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dive.files import atomic_path, read_json
+from dive.files import atomic_path
 from dive.reporting.claims import UNMEASURED
+from dive.reporting.summary import acceptance
 from dive.reporting.tables import format_table
 
 FIGURE = "docs/results.svg"
@@ -46,18 +47,6 @@ def rule_graph(mermaid: str) -> str:
     begins = [edge.split()[0] for edge in edges]
     shown = [edge for edge in edges if edge.split()[-1] not in last or begins.count(edge.split()[0]) == 1]
     return "\n".join(["```mermaid", "flowchart LR", *(f"\t{line}" for line in [*nodes, *shown]), "```"])
-
-
-def acceptance(path: Path) -> str:
-    """How many criteria the synthetic world meets, and which it does not."""
-    judged = read_json(path)
-    missed = [
-        f"- not met: {row['criterion']} with {row['dataset']} and {row['backbone']}: {row['value']:.2f}, "
-        f"required {row['threshold']}"
-        for row in judged["rows"]
-        if not row["met"]
-    ]
-    return "\n".join([f"The world of this run meets {judged['met']} of its {judged['criteria']} criteria.", *missed])
 
 
 def claims(path: Path) -> str:

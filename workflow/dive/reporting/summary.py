@@ -1,8 +1,9 @@
-"""What ``dive show`` and the end of a run print: the acceptance of the synthetic world, tables, claims, and places."""
+"""What ``dive show`` and the end of a run print: tables, claims, whether the synthetic world is useful, and places."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from dive.files import read_json
 from dive.reporting.changes import describe_changes
 from dive.reporting.tables import format_table
 
@@ -32,8 +33,6 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
     """
     folder = Path(results)
     parts = []
-    if (acceptance := folder / "world/acceptance.md").is_file():
-        parts.append(acceptance.read_text(encoding="utf-8"))
     for name in experiments:
         if (table := folder / f"tables/{name}.csv").is_file():
             parts += [f"Grid {name}:"] if len(experiments) > 1 else []
@@ -46,6 +45,8 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
                 ]
         if (claims := folder / f"tables/{name}-claims.md").is_file():
             parts.append(claims.read_text(encoding="utf-8"))
+    if (judged := folder / "world/acceptance.json").is_file():
+        parts.append(f"{acceptance(judged)}\n")
     places = {
         place.format(experiment=name): what.format(experiment=name)
         for place, what in PLACES.items()
@@ -57,6 +58,18 @@ def summarise_run(results: str, experiments: Sequence[str]) -> str:
             f"Tables of other grids from earlier runs, which `make pdf` also includes until they are removed: {stale}"
         )
     return "\n".join(["", *parts, "Where everything is:", *lines, ""])
+
+
+def acceptance(path: Path) -> str:
+    """How many criteria the synthetic world meets, and which it does not, from ``acceptance.json``."""
+    judged = read_json(path)
+    missed = [
+        f"- not met: {row['criterion']} with {row['dataset']} and {row['backbone']}: {row['value']:.2f}, "
+        f"required {row['threshold']}"
+        for row in judged["rows"]
+        if not row["met"]
+    ]
+    return "\n".join([f"The world of this run meets {judged['met']} of its {judged['criteria']} criteria.", *missed])
 
 
 def left_over(tables: Path, experiments: Sequence[str]) -> str:
