@@ -22,7 +22,11 @@ EXPERIMENTS ?=
 MAY_BE_EMPTY := results/adapters results/layers results/teacher results/world
 
 BIN := $(VENV)/bin
-CHOSEN := $(if $(EXPERIMENTS),--config 'experiments=[$(EXPERIMENTS)]')
+# Names are separated by commas or by spaces.
+COMMA := ,
+SPACE := $(subst ,, )
+NAMES := $(subst $(SPACE),$(COMMA),$(strip $(subst $(COMMA), ,$(EXPERIMENTS))))
+CHOSEN := $(if $(NAMES),--config 'experiments=[$(NAMES)]')
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -76,7 +80,7 @@ reproduce: install
 	@$(MAKE) --no-print-directory show
 
 show: install
-	@dive show $(EXPERIMENTS) $(if $(OPTIONS),--options '$(OPTIONS)')
+	@dive show $(NAMES) $(if $(OPTIONS),--options '$(OPTIONS)')
 
 check-data: install
 	@dive check-data $(if $(OPTIONS),--options '$(OPTIONS)')

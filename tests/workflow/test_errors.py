@@ -63,6 +63,11 @@ def test_config_yaml_itself_and_runs_without_the_profile_are_read_as_strictly(fr
         assert "the file: the key 'shots' is there twice, first in line" in refused(fresh, *options)
 
 
+@pytest.mark.parametrize("cores", ["0", "-2"])
+def test_a_run_without_cores_does_not_wait_for_ever(fresh: Project, cores: str) -> None:
+    assert f"--cores {cores}: no job can run on that" in refused(fresh, "--cores", cores)
+
+
 def test_backbones_are_checked_where_the_data_are(fresh: Project) -> None:
     models = {
         "llama": {"model_type": "llama"},
@@ -161,9 +166,11 @@ def test_a_killed_run_leaves_no_process_no_folder_and_no_riddle(fresh: Project, 
     wait_for(lambda: not list(temporary.iterdir()), 30)
 
 
-def test_make_shows_every_grid_that_it_ran() -> None:
+@pytest.mark.parametrize("names", ["main,baselines", "main baselines", "main, baselines,"])
+def test_make_runs_and_shows_every_grid_that_is_named(names: str) -> None:
     done = subprocess.run(
-        ["make", "-n", "show", "EXPERIMENTS=main,baselines", "OPTIONS=--cores 1"],
+        ["make", "-n", "reproduce", f"EXPERIMENTS={names}", "OPTIONS=--cores 1"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert "--config 'experiments=[main,baselines]' --cores 1" in done.stdout
     assert "dive show main,baselines --options '--cores 1'" in done.stdout
