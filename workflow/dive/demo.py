@@ -1,7 +1,9 @@
 """``dive demo``: the workflow on one dataset, one backbone and one seed, and what came of it in a screenful."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,12 +29,17 @@ def run_demo(cores: str) -> str:
         The table, three test reports beside the references, and where the page is; ready to print.
 
     Raises:
-        DataError: this is not the folder of the workflow, Snakemake is not installed, or the run failed.
+        DataError: this is not the folder of the workflow, the number of cores is none, Snakemake is not installed, or
+            the run failed or was interrupted.
     """
     if not Path("Snakefile").is_file() or not Path(OVERLAY).is_file():
-        raise DataError(f"here is no Snakefile with {OVERLAY}; run `dive demo` in the folder of the workflow")
+        raise DataError(
+            f"there is no Snakefile with {OVERLAY} in this folder; run `dive demo` in the folder of the workflow"
+        )
+    if not re.fullmatch(r"all|[1-9][0-9]{0,5}", cores):
+        raise DataError(f"--cores {cores}: must be a number from 1 on, or all")
     command = [*snakemake(), "--cores", cores, "--no-hooks", "--logger", "dive", "--configfile", OVERLAY]
-    if subprocess.run(command, check=False).returncode:
+    if run_to_end(command):
         raise DataError("the demo stopped; the message above says why, and the same command continues it")
     config = read_config(files_of(["--configfile", OVERLAY])[0])
     dataset = config["grids"][GRID]["datasets"][0]
@@ -48,6 +55,20 @@ def run_demo(cores: str) -> str:
             "",
         ]
     )
+
+
+def run_to_end(command: Sequence[str]) -> int:
+    """Run a command and return its exit status. Ctrl-C also reaches the command, which gets the time to clean up.
+
+    Raises:
+        DataError: it was interrupted.
+    """
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise DataError("the demo was interrupted; the same command continues it") from None
 
 
 def snakemake() -> list[str]:
