@@ -1,5 +1,8 @@
 """The command line ``dive``: fast, with help that has examples, and errors in one sentence."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -39,6 +42,64 @@ def test_a_wrong_name_is_corrected(capsys):
     assert "none of auto, cpu" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--configfile"], ["--profile", "--results", "x"], ["main", "--configfile"]])
+def test_an_option_without_its_value_is_refused(arguments, capsys):
+    assert main(["show", *arguments]) == 2
+    assert "requires an argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["show"], ["reports", "dive"], ["check-data"], ["why"], ["demo"]])
+def test_a_folder_without_the_workflow_is_told_as_such(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) in (1, 2)
+    told = capsys.readouterr().err
+    assert "in this folder" in told
+    assert "in the folder of the workflow" in told
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError(errno.EPIPE, "closed")
+
+    ends = os.pipe()
+    os.close(ends[0])
+    monkeypatch.setattr("dive.scores.assets.plan", closed)
+    with os.fdopen(ends[1], "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["fetch-assets"]) == 0
+
+
+@pytest.mark.parametrize("cores", ["0", "-3", "two", "1.5", ""])
+def test_the_demo_needs_a_core(cores, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("dive.demo.run_to_end", lambda command: pytest.fail("it was started"))
+    assert main(["demo", "--cores", cores]) == 1
+    assert "a number from 1 on, or all" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_gets_the_time_to_end(tmp_path):
+    ended = tmp_path / "ended"
+    inner = f"""
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(1)
+    pathlib.Path({str(ended)!r}).touch()
+    sys.exit(1)
+signal.signal(signal.SIGINT, end)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    outer = f"import sys; from dive.demo import run_to_end; run_to_end([sys.executable, '-c', {inner!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", outer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert ended.is_file()
+    assert "the same command continues it" in told
+
+
 def test_the_make_targets_call_commands_that_exist():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     called = {line.split()[1] for line in text.splitlines() if line.strip().startswith(("@dive ", "dive "))}
@@ -58,7 +119,7 @@ def run(tmp_path, monkeypatch):
 def test_reports_stand_beside_their_references_best_median_and_worst(run, capsys):
     assert main(["reports", "dive", "zero_shot"]) == 0
     printed = capsys.readouterr().out
-    for words in ("s4: best of 5 by rouge_l", "s2: median of 5 by rouge_l", "s0: worst of 5 by rouge_l", "Reference"):
+    for words in ("s4: best of 5 by ROUGE-L", "s2: median of 5 by ROUGE-L", "s0: worst of 5 by ROUGE-L", "Reference"):
         assert words in printed
     assert "DIVE (40.0)" in printed
     assert "Zero-shot (20.0, cut)" in printed

@@ -59,8 +59,8 @@ def test_rows_and_errors_are_printed_and_the_scheduler_s_words_are_not(tmp_path,
     shown.emit(record(LogEvent.JOB_FINISHED, job_id=3))
     shown.emit(record(level=logging.ERROR, message="job 3 stopped"))
     printed = capsys.readouterr().err
-    assert "set, tiny, live: scoring" in printed
-    assert "set, tiny: live                 BLEU-4  40.0" in printed
+    assert "0:00 set, tiny, live: scoring" in printed
+    assert f"{'set, tiny: live':<52} BLEU-4  40.0" in printed
     assert "job 3 stopped" in printed
     assert "Select jobs" not in printed
     assert shown.clock.waiting == {"score": 0}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dive.why import Job, changes_of, read_plan, summarise
+from dive.why import Job, changes_of, failure_of, read_plan, summarise
 
 BEFORE = "{'kind': 'steering', 'rank': 16, 'loss': {'kd': 1.0, 'ce': 0.5}}"
 ACCOUNT = "Union of exclusive params before and now across all output: before: {before} now: {now} "
@@ -71,3 +71,10 @@ def test_the_plan_is_read_without_the_final_target():
     job = {"rule_name": "split", "input": ["a"], "output": ["b"], "reason": "Missing output files: b", "wildcards": {}}
     read = read_plan([json.dumps(job), json.dumps({**job, "rule_name": "all", "output": []})])
     assert [(job.rule, job.inputs, job.outputs) for job in read] == [("split", ["a"], ["b"])]
+
+
+def test_a_failed_dry_run_is_told_without_the_list_of_options() -> None:
+    usage = "usage: x [-h]\n [--cores N]\nx: error: unrecognized arguments: --bogus"
+    assert failure_of(usage) == "unrecognized arguments: --bogus; `snakemake --help` lists the options"
+    assert failure_of("Using a profile\nBuilding DAG of jobs...\nNo rule makes x\n") == "No rule makes x"
+    assert failure_of("") == "the dry run failed"

@@ -25,14 +25,34 @@ class SeveralFiles(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each further value."""
         repeated: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
+        option: str | None = None
+        empty = False
+        for argument in [*args, None]:
+            if argument is None or argument.startswith("-"):
+                if option and empty:
+                    raise click.BadOptionUsage(option, f"Option {option!r} requires an argument.", ctx)
                 option = argument if argument in ("--configfile", "--profile") else None
-                repeated += [] if option else [argument]
+                empty = True
+                repeated += [argument] if argument and not option else []
             else:
                 repeated += [option, argument] if option else [argument]
+                empty = False
         return super().parse_args(ctx, repeated)
+
+
+class Closed(Exception):
+    """Whoever reads the output, such as head, has closed the pipe. Click would make an exit status of 1 of it."""
+
+
+class Commands(click.Group):
+    """A group whose commands may write to a pipe that is closed before their end."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise Closed from error
 
 
 def reads_config(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +83,7 @@ def check_device(ctx: click.Context, option: click.Parameter, text: str) -> str:
     return text
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="dive")
 def commands() -> None:
     """Decisive-token in-context vector distillation for chest X-ray reports.
@@ -73,7 +93,7 @@ def commands() -> None:
     """
 
 
-@commands.command()
+@commands.command(short_help="Run a small part of the synthetic world.")
 @click.option("--cores", default="all", show_default=True, help="How many jobs run at a time.")
 def demo(cores: str) -> None:
     """Run one dataset, one backbone and five methods of the synthetic world, and print what they wrote.
@@ -91,7 +111,7 @@ def demo(cores: str) -> None:
     click.echo(run_demo(cores), nl=False)
 
 
-@commands.command()
+@commands.command(short_help="Score the reports of any system, without the workflow.")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--hypothesis", default="hypothesis", show_default=True, help="Column of the generated report.")
 @click.option("--reference", default="reference", show_default=True, help="Column of the reference.")
@@ -141,7 +161,7 @@ def score(files: tuple[str, ...], vocabulary: str | None, **options: Any) -> Non
     score_files(files, Options(**options, **({"vocabulary": vocabulary} if vocabulary else {})))
 
 
-@commands.command("check-data", cls=SeveralFiles)
+@commands.command("check-data", cls=SeveralFiles, short_help="Check the datasets and estimate time and disk space.")
 @reads_config
 @click.option(
     "--sample", type=click.IntRange(1), default=2000, show_default=True, help="Studies to look at per dataset."
@@ -194,7 +214,7 @@ def fetch_assets(names: tuple[str, ...], download: bool, folder: str) -> None:
         click.echo(line)
 
 
-@commands.command(cls=SeveralFiles)
+@commands.command(cls=SeveralFiles, short_help="Print the table of a run, its verdicts and its files.")
 @click.argument("experiments", nargs=-1)
 @reads_config
 @click.option("--results", default="results", show_default=True, help="Folder of the results.")
@@ -256,7 +276,7 @@ def reports(files: list[str], methods: tuple[str, ...], **options: Any) -> None:
     click.echo(show_reports(read_config(files), methods, Request(**options)), nl=False)
 
 
-@commands.command(context_settings={"ignore_unknown_options": True})
+@commands.command(short_help="Say what a run would do and why.", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def why(arguments: tuple[str, ...]) -> None:
     """Say what a run would do and why, in a line per cause: "rank 16 -> 8: 36 trainings, 36 generations".
@@ -291,9 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.Abort:
+        click.echo("interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # Whoever reads the output, such as head, has seen enough: nothing is left to flush to it.
+    except (Closed, BrokenPipeError):
+        # Nothing is left to flush to the reader, who has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

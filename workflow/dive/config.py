@@ -179,6 +179,11 @@ def describe(error: Mapping[str, Any]) -> str:
     wanted = re.sub(r"^(Input|String|List|Value) should", "must", error["msg"])
     wanted = re.sub(r"be a valid dictionary( or instance of \w+)?", "be a mapping", wanted)
     wanted = re.sub(r"(be a valid \w+).*", r"\1", wanted)
+    wanted = re.sub(r"( items?| characters?) after validation", r"\1", wanted)
+    if error["type"] in ("too_short", "too_long"):
+        return wanted
+    if error["type"] == "list_type" and isinstance(given, str):
+        return f"{wanted}, as [{shown}], not {shown}"
     return f"{wanted}, not {shown}"
 
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import yaml
 
+DEFAULT = "config.yaml"
+"""The file that overlays change, in the folder of the workflow."""
+
 DEEPEST = 20
 """Levels of mappings and lists; config.yaml has six."""
 
@@ -89,6 +92,8 @@ def read_files(files: Sequence[str | Path]) -> dict[str, Any]:
     """
     config: dict[str, Any] = {}
     for file in files:
+        if file == DEFAULT and not Path(file).is_file():
+            raise ConfigError(f"there is no {file} in this folder; run the command in the folder of the workflow")
         config = overlay(config, read_file(file))
     return config
 
@@ -107,7 +112,7 @@ def files_of(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for folder in given.profile:
         named = read_file(Path(folder) / "config.yaml").get("configfile", [])
         overlays += [named] if isinstance(named, str) else named
-    return ["config.yaml", *overlays, *given.configfile], rest
+    return [DEFAULT, *overlays, *given.configfile], rest
 
 
 def decode(data: bytes) -> str:

@@ -210,7 +210,8 @@ class LogHandler(LogHandlerBase):
             summary = next((path for path in outputs if path.endswith("summary.json")), "")
             if row := row_of(summary):
                 dataset, backbone, method = Path(summary).parts[-4:-1]
-                self.print(f"{dataset}, {backbone}: {method:<20} {row}")
+                place = f"{dataset}, {backbone}: {method}"
+                self.print(f"{place:<52} {row}")
 
     def print(self, text: str) -> None:
         """Print above the screen."""
@@ -235,7 +236,7 @@ class LogHandler(LogHandlerBase):
         share, left = self.clock.state([(self.jobs[number][0], seconds) for number, seconds in at_work.items()])
         head = f"{100 * share:3.0f} % done in {minutes(now - self.clock.began)}"
         head += f", about {minutes(left)} left" if left is not None else ""
-        return [head, *(f"{self.jobs[number][1]} ({minutes(seconds)})" for number, seconds in at_work.items())]
+        return [head, *(f"{minutes(seconds)} {self.jobs[number][1]}" for number, seconds in at_work.items())]
 
     def screen(self) -> Any:
         """The lines as rich shows them."""

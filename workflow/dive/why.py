@@ -67,15 +67,23 @@ def explain(arguments: Sequence[str]) -> str:
         DataError: the dry run failed; the message is Snakemake's.
     """
     if not Path("Snakefile").is_file() and not {"-s", "--snakefile", "-d", "--directory"} & set(arguments):
-        raise DataError("here is no Snakefile; run `dive why` in the folder of the workflow")
+        raise DataError("there is no Snakefile in this folder; run `dive why` in the folder of the workflow")
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.jsonl"
         command = [*snakemake(), "--dry-run", "--logger", "dive", "--logger-dive-plan", str(plan), *arguments]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
-            raise DataError(done.stdout.strip().rpartition("Building DAG of jobs...\n")[2] or "the dry run failed")
+            raise DataError(failure_of(done.stdout))
         lines = plan.read_text(encoding="utf-8").splitlines() if plan.is_file() else []
     return summarise(read_plan(lines))
+
+
+def failure_of(printed: str) -> str:
+    """Why a dry run failed: what Snakemake printed, without its progress and without its list of options."""
+    told = printed.strip().rpartition("Building DAG of jobs...\n")[2]
+    if told.startswith("usage:"):
+        told = told.splitlines()[-1].rpartition(" error: ")[2] + "; `snakemake --help` lists the options"
+    return told or "the dry run failed"
 
 
 def read_plan(lines: Iterable[str]) -> list[Job]:

@@ -14,6 +14,9 @@ from dive.parquet import read_table
 COLUMNS = {"rouge_l": "rouge_l", "lexicon_graph_f1": "graph_partial", "radgraph_f1": "radgraph_partial"}
 """Scores that a single report has -> their columns in ``reports.parquet``."""
 
+NAMES = {"rouge_l": "ROUGE-L", "lexicon_graph_f1": "lexicon graph F1", "radgraph_f1": "RadGraph F1"}
+"""Scores -> what a reader calls them."""
+
 WIDTH = 120
 """Columns of a terminal; texts stand side by side in them."""
 
@@ -142,7 +145,7 @@ def choose(scores: Mapping[str, float], request: Request) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for rank, uids in ranked.items():
         for uid in uids:
-            chosen.setdefault(uid, f"{rank} of {len(ordered)} by {request.by}")
+            chosen.setdefault(uid, f"{rank} of {len(ordered)} by {NAMES[request.by]}")
     return chosen
 
 
