@@ -1,11 +1,13 @@
 """A run on one screen: time left by expected time, rows of the table at once, errors printed, chatter not."""
 
+import io
 import json
 import logging
 import time
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from dive import screen
@@ -59,7 +61,7 @@ def test_rows_and_errors_are_printed_and_the_scheduler_s_words_are_not(tmp_path,
     shown.emit(record(LogEvent.JOB_FINISHED, job_id=3))
     shown.emit(record(level=logging.ERROR, message="job 3 stopped"))
     printed = capsys.readouterr().err
-    assert "0:00 set, tiny, live: scoring" in printed
+    assert "; set, tiny, live: scoring (0:00)" in printed
     assert f"{'set, tiny: live':<52} BLEU-4  40.0" in printed
     assert "job 3 stopped" in printed
     assert "Select jobs" not in printed
@@ -82,3 +84,12 @@ def test_a_dry_run_is_left_to_snakemake_and_its_jobs_are_written(tmp_path, monke
     shown.emit(record(level=logging.WARNING, message="a warning"))
     assert json.loads((tmp_path / "plan").read_text())["output"] == ["b"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_narrow_terminal_shows_how_long_each_job_has_run(monkeypatch) -> None:
+    shown = handler(monkeypatch)
+    shown.jobs[3] = ("build_backbone", "a message that is wider than the terminal" * 9, [])
+    shown.running[3] = time.monotonic() - 65
+    console = Console(width=40, file=io.StringIO())
+    console.print(shown.screen())
+    assert "\n  1:05  a message" in console.file.getvalue()

@@ -229,20 +229,21 @@ class LogHandler(LogHandlerBase):
             self.printed = now
             print("; ".join(self.lines()), file=sys.stderr, flush=True)
 
-    def lines(self) -> list[str]:
-        """How far the run is, and the jobs at work."""
+    def lines(self, form: str = "{job} ({time})") -> list[str]:
+        """How far the run is, and the jobs at work, each in this form."""
         now = time.monotonic()
         at_work = {number: now - began for number, began in self.running.items()}
         share, left = self.clock.state([(self.jobs[number][0], seconds) for number, seconds in at_work.items()])
         head = f"{100 * share:3.0f} % done in {minutes(now - self.clock.began)}"
         head += f", about {minutes(left)} left" if left is not None else ""
-        return [head, *(f"{minutes(seconds)} {self.jobs[number][1]}" for number, seconds in at_work.items())]
+        jobs = [(self.jobs[number][1], minutes(seconds)) for number, seconds in at_work.items()]
+        return [head, *(form.format(job=job, time=spent) for job, spent in jobs)]
 
     def screen(self) -> Any:
-        """The lines as rich shows them."""
+        """The lines as rich shows them: times in front, since a narrow terminal cuts the ends of lines."""
         from rich.text import Text
 
-        return Text("\n  ".join(self.lines()), no_wrap=True, overflow="ellipsis")
+        return Text("\n  ".join(self.lines("{time}  {job}")), no_wrap=True, overflow="ellipsis")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
