@@ -203,6 +203,14 @@ def test_a_chat_continued_on_its_cache(plain):
     assert scores.argmax(-1).tolist() == answer
 
 
+def test_a_detached_adapter_is_not_entered_again(plain):
+    steered = attach(plain.model, trained(plain, "dive"))
+    with steered:
+        pass
+    with pytest.raises(ValueError, match="call attach"), steered:
+        pass
+
+
 def test_detaching_leaves_no_trace(plain, rows):
     before = plain.model(**rows[0]).logits
     model = attach(plain.model, trained(plain, "reft"))

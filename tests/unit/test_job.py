@@ -26,6 +26,13 @@ def test_a_job_that_ends_well_leaves_its_cost(tmp_path: Path, monkeypatch: pytes
     assert not Path("benchmarks/claim.tsv").exists()
 
 
+def test_an_interrupted_job_tells_no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="interrupted"), logged("logs/plot.log"):
+        raise KeyboardInterrupt
+    assert "KeyboardInterrupt" in Path("logs/plot.log").read_text()
+
+
 def test_memory_is_that_of_the_job_alone() -> None:
     of_this_one = bytearray(300 * 2**20)
     of_this_one[:: 2**12] = b"1" * (len(of_this_one) // 2**12)

@@ -59,7 +59,7 @@ def logged(path: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = sentence_of(error)
+        told = "interrupted" if isinstance(error, KeyboardInterrupt) else sentence_of(error)
         # The file has the traceback in any case; the terminal gets it through the interpreter where it is all there is.
         file.emit(log.makeRecord(log.name, logging.ERROR, "", 0, told or "failed", (), sys.exc_info()))
         if told is None:

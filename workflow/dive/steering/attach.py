@@ -142,6 +142,8 @@ class Steering:
         self._layers = []
 
     def __enter__(self) -> "Steering":
+        if not self._layers:
+            raise ValueError("the adapter is detached, so nothing would be steered; call attach() again")
         return self
 
     def __exit__(

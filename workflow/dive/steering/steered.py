@@ -40,6 +40,7 @@ class SteeredModel:
         return self.model
 
     def __enter__(self) -> "SteeredModel":
+        self.steering.__enter__()
         return self
 
     def __exit__(
