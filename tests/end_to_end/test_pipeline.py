@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
 def test_it_ends_with_table_claims_acceptance_and_places(run: tuple[Project, str]) -> None:
     _, printed = run
     end = printed[printed.index("\nMIMIC-CXR (synthetic), Gemma 3 (tiny) (n = 8)") :]
-    assert "of its 24 criteria" in end[end.index("# Claims of the abstract") :]
+    assert "of 24 criteria, measured in 3 settings" in end[end.index("# Claims of the abstract") :]
     assert "results/tables/main.tex" in end
     # Without the weights of RadGraph a claim about it is not measured, whatever its proxy says.
     claims = end[end.index("# Claims of the abstract in this run") :]

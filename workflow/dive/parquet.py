@@ -20,12 +20,16 @@ def write_table(table: pa.Table, path: str | Path, compression: str = "snappy") 
 def read_table(path: str | Path, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
     """Read columns of a table, of the rows that ``filters`` let through (as of ``pyarrow.parquet.read_table``).
 
+    In one thread: a process that ends while a thread of pyarrow still starts is aborted ("terminate called without an
+    active exception"), and the files are small.
+
     Raises:
         DamageError: the file differs from its checksum, or is no whole parquet file; the message names it.
     """
     source = _source(path)
     try:
-        table = pq.read_table(source, columns=list(columns) if columns else None, filters=filters)
+        wanted = list(columns) if columns else None
+        table = pq.read_table(source, columns=wanted, filters=filters, use_threads=False, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from error
     return table.replace_schema_metadata(_without_checksum(table.schema))

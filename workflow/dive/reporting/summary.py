@@ -69,7 +69,10 @@ def acceptance(path: Path) -> str:
         for row in judged["rows"]
         if not row["met"]
     ]
-    return "\n".join([f"The world of this run meets {judged['met']} of its {judged['criteria']} criteria.", *missed])
+    settings = len({(row["dataset"], row["backbone"]) for row in judged["rows"]})
+    met = f"The synthetic world meets {judged['met']} of {judged['criteria']} criteria"
+    where = f"measured in {settings} setting{'s' * (settings != 1)} by the last run"
+    return "\n".join([f"{met}, {where}.", *missed])
 
 
 def left_over(tables: Path, experiments: Sequence[str]) -> str:
