@@ -125,10 +125,10 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0, said: Callable[[], str] = str) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"waited in vain{said()}"
         time.sleep(0.1)
 
 
@@ -156,14 +156,14 @@ def test_a_killed_run_leaves_no_process_no_folder_and_no_riddle(fresh: Project, 
         run.wait()
     assert list((fresh.folder / ".snakemake/locks").iterdir())
     wait_for(lambda: not processes_of(fresh.folder), 30)
-    wait_for(lambda: not list(temporary.iterdir()), 30)
+    wait_for(lambda: not list(temporary.iterdir()), 30, lambda: f": {list(temporary.rglob('*'))}")
     done = subprocess.run(
         [*command, "--", DATASET], cwd=fresh.folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "An earlier run was killed. Its lock is removed; this run continues where it stopped." in done.stderr
     wait_for(lambda: not processes_of(fresh.folder), 30)
-    wait_for(lambda: not list(temporary.iterdir()), 30)
+    wait_for(lambda: not list(temporary.iterdir()), 30, lambda: f": {list(temporary.rglob('*'))}")
 
 
 @pytest.mark.parametrize("names", ["main,baselines", "main baselines", "main, baselines,"])
