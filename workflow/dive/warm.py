@@ -80,6 +80,10 @@ def forbid() -> None:
     os.environ.pop(ADDRESS, None)
 
 
+LONGEST_ADDRESS = 100
+"""Bytes of a socket's path; the kernel takes 107."""
+
+
 def hand_over() -> None:
     """Have this script run by a fork of the warm process and end with its exit status; return where there is none."""
     run, _, folder = os.environ.pop(ADDRESS, "").partition(":")
@@ -108,6 +112,8 @@ def hand_over() -> None:
 
 def _start(folder: str, run: str) -> None:
     """Start the warm process, unless another job did; one that cannot import leaves its folder with what it said."""
+    if len(os.fsencode(f"{folder}/socket")) > LONGEST_ADDRESS:
+        return  # a long TMPDIR: jobs import for themselves
     try:
         os.mkdir(folder, mode=0o700)  # for this user alone: who reaches the socket runs what they like
     except FileExistsError:
