@@ -68,8 +68,9 @@ if "scispacy" in annotators_used(config):
     absent += pipeline_errors(config["annotation"]["scispacy"]["path"])
 if absent:
     sys.exit("\n".join(dict.fromkeys(absent)))
-if workflow.cores is not None and workflow.cores < 1:
-    sys.exit(f"--cores {workflow.cores}: no job can run on that; give a number from 1 on, or all")
+# `workflow.cores` itself raises where no number is given, as with --summary.
+if (cores := workflow.resource_settings.cores) is not None and cores < 1:
+    sys.exit(f"--cores {cores}: no job can run on that; give a number from 1 on, or all")
 
 
 def any_of(names):
