@@ -1,12 +1,15 @@
 """Tables beside the main one: their numbers, families, effects, shares; and that a real LaTeX accepts every table."""
 
+import contextlib
 import csv
 import json
 import re
 import shutil
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from dive.bounds import Title
 from dive.reporting.ablations import CELLS, EFFECTS, changes, contrasts_of, find_cells
 from dive.reporting.claims import write_claims
 from dive.reporting.comparison_tables import (
@@ -179,6 +182,18 @@ def test_without_latex_it_is_said_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="texlive-latex-base texlive-latex-recommended"):
         compile_tables(str(tmp_path), str(tmp_path / "out.pdf"))
     assert document(["a", "b"]).count(r"\clearpage") == 2
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_a_real_latex_typesets_every_character_of_a_title(tmp_path):
+    allowed = TypeAdapter(Title)
+    letters = []
+    for letter in map(chr, range(32, 0x3000)):
+        with contextlib.suppress(ValidationError):
+            letters.append(allowed.validate_python(f"a{letter}")[1:])
+    assert {*"xßΩλ→&%#<"} <= {*letters}
+    (tmp_path / "all.tex").write_text("\n\n".join(f"a{escape_latex(letter)}b" for letter in letters))
+    compile_tables(str(tmp_path), str(tmp_path / "out.pdf"))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -162,4 +162,5 @@ def test_the_default_profile_ignores_modification_times_of_scripts() -> None:
 def test_the_main_table_is_scheduled_before_other_grids(fresh: Project) -> None:
     """Snakemake takes a name that no job makes without a word, and then prefers nothing."""
     first = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())["prioritize"]
-    assert first and set(first) <= fresh.files()
+    assert first
+    assert set(first) <= fresh.files()

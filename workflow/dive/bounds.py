@@ -27,15 +27,26 @@ def text(pattern: str, longest: int, said: str) -> Any:
     return Annotated[str, Field(pattern=pattern, max_length=longest)]
 
 
+def _said(rule: str) -> str:
+    return (
+        f"{rule}, without any of {{ }} $ \\; letters are Latin or Greek, "
+        f"other symbols those of a keyboard and {' '.join(_SYMBOLS)}"
+    )
+
+
 # A name is a folder and a part of file names, of which a file system takes 255 bytes.
 Name = text(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 60, "must be letters, digits, and . _ - after the first")
 # Titles go into figures, where $ and \ begin formulas and a leading _ hides a legend's entry; braces are Snakemake's.
+# They also go into LaTeX, which typesets these characters (reporting/latex.py), and into CSV, where a spreadsheet takes
+# a cell that begins with = + - or @ for a formula.
+_LETTERS = r"À-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-žΑ-ΡΣ-Ωα-ω"
+_SYMBOLS = "×±≥≤→†·–—µ"  # noqa: RUF001
+_BEGINS = rf"[!-#%-*,.-<>?A-Z\[\]^`-z|~{_LETTERS}{_SYMBOLS}]"
+_GOES_ON = rf"[ !-#%-Z\[\]^-z|~{_LETTERS}{_SYMBOLS}]*"
 Title = text(
-    r"^[^\s_{}$\\][^{}$\\\n\t]*$",
-    80,
-    "must be one line that does not begin with _ or a blank, without any of { } $ \\",
+    rf"^{_BEGINS}{_GOES_ON}$", 80, _said("must be one line that does not begin with a blank or one of _ = + - @")
 )
-Note = text(r"^[^{}$\\\n\t]*$", 300, "must be one line without any of { } $ \\")
+Note = text(rf"^{_GOES_ON}$", 300, _said("must be one line"))
 # Paths are inputs of rules, where braces would be wildcards.
 Place = text(r"^[^{}\n\t]+$", 1000, "must be a path or name without { } and line breaks, and not empty")
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,25 @@ PACKAGES = "apt-get install --no-install-recommends texlive-latex-base texlive-l
 
 ROWS = 50
 """Rows that a page takes in a readable size."""
+
+
+def _greek(letter: str) -> str:
+    """A Greek letter in math mode, or the Latin one that looks like it, for which LaTeX has no name."""
+    size, _, name = unicodedata.name(letter).removeprefix("GREEK ").partition(" LETTER ")
+    name = {"LAMDA": "LAMBDA", "FINAL SIGMA": "VARSIGMA"}.get(name, name)  # Unicode's names for them
+    if name == "OMICRON":
+        return "O" if size == "CAPITAL" else "o"
+    if size == "CAPITAL" and name in _LATIN_CAPITALS:
+        return _LATIN_CAPITALS[name]
+    return rf"$\{name.lower() if size == 'SMALL' else name.capitalize()}$"
+
+
+_LATIN_CAPITALS = {
+    **{name: name[0] for name in ("ALPHA", "BETA", "EPSILON", "ZETA", "IOTA", "KAPPA", "MU", "NU", "TAU")},
+    **{"ETA": "H", "RHO": "P", "CHI": "X"},
+}
+# The letters of the alphabet without accents; between them Unicode has accented ones.
+_ALPHABET = [chr(code) for code in (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,11 +59,12 @@ _LATEX = {
     "≤": r"$\le$",
     "→": r"$\to$",
     "†": r"$\dagger$",
-    "Δ": r"$\Delta$",
     "–": "--",  # noqa: RUF001
     "—": "---",
-    "τ": r"$\tau$",
-    "α": r"$\alpha$",  # noqa: RUF001
+    "·": r"$\cdot$",
+    "µ": r"$\mu$",
+    **dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True)),  # noqa: RUF001
+    **{letter: _greek(letter) for letter in _ALPHABET},
 }
 
 
