@@ -26,7 +26,9 @@ BIN := $(VENV)/bin
 COMMA := ,
 SPACE := $(subst ,, )
 NAMES := $(subst $(SPACE),$(COMMA),$(strip $(subst $(COMMA), ,$(EXPERIMENTS))))
-CHOSEN := $(if $(NAMES),--config 'experiments=[$(NAMES)]')
+# The main table runs before other grids. Not in the profile: Snakemake makes whatever it prefers, asked for or not.
+FIRST := $(if $(filter main,$(subst $(COMMA), ,$(NAMES))),--prioritize results/tables/main.csv)
+CHOSEN := $(if $(NAMES),--config 'experiments=[$(NAMES)]' $(FIRST))
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(abspath $(BIN)):$(PATH)

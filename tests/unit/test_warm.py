@@ -203,8 +203,8 @@ def test_each_job_reads_the_code_that_is_on_disk(scripts: Scripts) -> None:
 
 WAITING = """
 import os, time
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)

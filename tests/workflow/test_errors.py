@@ -177,5 +177,5 @@ def test_make_runs_and_shows_every_grid_that_is_named(names: str) -> None:
         ["make", "-n", "reproduce", f"EXPERIMENTS={names}", "OPTIONS=--cores 1"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "--config 'experiments=[main,baselines]' --cores 1" in done.stdout
+    assert "--config 'experiments=[main,baselines]' --prioritize results/tables/main.csv --cores 1" in done.stdout
     assert "dive show main,baselines --options '--cores 1'" in done.stdout

@@ -157,10 +157,3 @@ def test_the_default_profile_ignores_modification_times_of_scripts() -> None:
     profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
     assert "code" not in profile["rerun-triggers"]
     assert {"mtime", "params", "input"} <= set(profile["rerun-triggers"])
-
-
-def test_the_main_table_is_scheduled_before_other_grids(fresh: Project) -> None:
-    """Snakemake takes a name that no job makes without a word, and then prefers nothing."""
-    first = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())["prioritize"]
-    assert first
-    assert set(first) <= fresh.files()
